@@ -1,0 +1,112 @@
+"""What a loss is: its scalars (`LossSpec`), its tensors (`LossTensors`) and its parts (`Components`).
+
+Scalars travel in the spec, which is frozen and hashable; tensors travel as tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+REDUCTIONS = ("mean", "sum", "none")
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class Components(NamedTuple):
+    """The two losses before weighting: detached, on the device, () or (N,) under "none"."""
+
+    regression: Tensor
+    classification: Tensor
+
+
+class LossTensors(NamedTuple):
+    """The tensors of one call. A head that is absent has None for its output and its targets."""
+
+    regression_output: Tensor | None  # r: (N, *)
+    classification_output: Tensor | None  # z: (N, C, d1, ...)
+    regression_targets: Tensor | None  # y: (N, *)
+    classification_targets: (
+        Tensor | None
+    )  # t: (N, d1, ...) indices, or (N, C, d1, ...) probabilities
+    weights: Tensor | None = None  # () alpha, or (2,) (w_reg, w_cls); None: spec.weights
+    class_weight: Tensor | None = None  # (C,)
+
+    @property
+    def probabilities(self) -> bool:
+        """Whether the classification targets are probabilities rather than class indices."""
+        targets = self.classification_targets
+        return targets is not None and targets.is_floating_point()
+
+
+class Needs(NamedTuple):
+    """Which of the two outputs want a gradient."""
+
+    regression: bool
+    classification: bool
+
+
+class Outcome(NamedTuple):
+    """What a backend returns for one call.
+
+    The gradients are those for a `grad_output` of 1, or None where they were not asked for.
+    """
+
+    loss: Tensor  # () or (N,)
+    components: Tensor | None  # (2,) or (2, N): regression, classification; None for one head
+    regression_gradient: Tensor | None
+    classification_gradient: Tensor | None
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """The scalars of a loss.
+
+    Attributes:
+        reduction: "mean", "sum" or "none" (one value a sample). "position", one value a position
+            of the classification head, is what `cross_entropy(reduction="none")` asks for.
+        ignore_index: The class index whose positions are not labelled.
+        label_smoothing: ε in [0, 1]: the target becomes `(1-ε)·target + ε/C`.
+        weights: `(w_reg, w_cls)`; None where they travel as a tensor.
+    """
+
+    reduction: str = "mean"
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+    weights: tuple[float, float] | None = (0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning.
+
+        Raises:
+            ValueError: A value outside its legal range.
+            TypeError: A value of the wrong type.
+        """
+        if self.reduction not in (*REDUCTIONS, "position"):
+            raise ValueError(
+                f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {self.reduction!r}"
+            )
+        if isinstance(self.ignore_index, bool) or not isinstance(self.ignore_index, int):
+            raise TypeError(f"ignore_index must be an int, got {self.ignore_index!r}")
+        if not isinstance(self.label_smoothing, float | int):
+            raise TypeError(f"label_smoothing must be a float, got {self.label_smoothing!r}")
+        if not 0.0 <= self.label_smoothing <= 1.0:
+            raise ValueError(f"label_smoothing must lie in [0, 1], got {self.label_smoothing}")
+
+    @property
+    def per_sample(self) -> bool:
+        """Whether the loss has one value a sample or position, rather than one in all."""
+        return self.reduction in ("none", "position")
+
+
+def accumulation_dtype(
+    regression_output: Tensor | None, classification_output: Tensor | None
+) -> torch.dtype:
+    """`promote(float32, r, z)`: the dtype of the loss and of every sum within it."""
+    dtype = torch.float32
+    for output in (regression_output, classification_output):
+        if output is not None:
+            dtype = torch.promote_types(dtype, output.dtype)
+    return dtype

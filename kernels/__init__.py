@@ -1,0 +1,23 @@
+"""The door to the backends: `forward`, `backward` and `scale`, and which of them runs."""
+
+from fused_loss.kernels.dispatch import (
+    BACKENDS,
+    asked,
+    backend,
+    backward,
+    forward,
+    gradient_waits,
+    resolve,
+    scale,
+)
+
+__all__ = [
+    "BACKENDS",
+    "asked",
+    "backend",
+    "backward",
+    "forward",
+    "gradient_waits",
+    "resolve",
+    "scale",
+]

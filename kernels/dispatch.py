@@ -1,0 +1,174 @@
+"""Which backend takes a call, and where its backward goes.
+
+The backend is chosen once, before any autograd Function is entered, and stays with the graph.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from fused_loss.kernels import eager, reference
+from fused_loss.spec import LossSpec, LossTensors, Needs, Outcome
+
+BACKENDS = ("auto", "triton", "eager", "reference")
+
+# A kernel that has never run on hardware is not what `auto` picks. This becomes True with the first
+# result of the `gpu`-marked tests under bench/results/; until then ask for `backend("triton")`.
+TRITON_PROVEN_ON_HARDWARE = False
+
+
+def _legal(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source} must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
+    return name
+
+
+class _Choice(threading.local):
+    """The backend asked for, a thread."""
+
+    name = _legal(os.environ.get("FUSED_LOSS_BACKEND", "auto"), "FUSED_LOSS_BACKEND")
+
+
+_choice = _Choice()
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Choose the backend for the calls within the block, in this thread.
+
+    Outranks the environment variable `FUSED_LOSS_BACKEND`, which is read once at import. A backward
+    pass runs on the backend of its forward pass, wherever it is called.
+
+    Args:
+        name: "auto" (by device), "triton", "eager" (plain PyTorch operators with a closed-form
+            backward) or "reference" (`F.mse_loss` and `F.cross_entropy`, composed).
+
+    Raises:
+        ValueError: The name is none of these.
+    """
+    previous = _choice.name
+    _choice.name = _legal(name, "the backend")
+    try:
+        yield
+    finally:
+        _choice.name = previous
+
+
+def asked() -> str:
+    """The backend asked for in this thread; "auto" unless someone chose."""
+    return _choice.name
+
+
+def resolve(spec: LossSpec, tensors: LossTensors) -> str:
+    """The backend that takes this call: "triton", "eager" or "reference".
+
+    Raises:
+        NotImplementedError: The backend was asked for by name and does not take this case.
+        RuntimeError: Triton was asked for where its kernels cannot run; the message says what to do.
+    """
+    name = asked()
+    if name == "reference":
+        return name
+    refusal = _refusal(tensors)
+    if refusal is not None:
+        if name == "auto":
+            return "reference"
+        raise NotImplementedError(
+            f'backend("{name}") does not take {refusal}; use "auto" or "reference"'
+        )
+    if name == "auto":
+        proven = TRITON_PROVEN_ON_HARDWARE and _device(tensors).type == "cuda" and _has_triton()
+        return "triton" if proven else "eager"
+    if name == "triton":
+        _demand_triton(_device(tensors))
+    return name
+
+
+def _refusal(tensors: LossTensors) -> str | None:
+    """What in this call the closed-form backends do not take, in words."""
+    if torch.compiler.is_compiling():
+        return "a graph under torch.compile"
+    targets = tensors.regression_targets, tensors.classification_targets
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in targets):
+        return "targets that require grad"
+    return None
+
+
+def _device(tensors: LossTensors) -> torch.device:
+    return next(t for t in tensors if t is not None).device
+
+
+def _has_triton() -> bool:
+    try:
+        _triton()
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
+def _triton() -> ModuleType:
+    """The launcher, imported at the first use: `import fused_loss` does not load triton."""
+    from fused_loss.kernels import triton_launch
+
+    return triton_launch
+
+
+def _demand_triton(device: torch.device) -> None:
+    if device.type not in ("cuda", "cpu"):
+        raise NotImplementedError(f'backend("triton") does not take tensors on {device.type}')
+    try:
+        launch = _triton()
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "backend(\"triton\") needs Triton: pip install 'fused-loss[triton]'"
+        ) from error
+    if device.type == "cpu" and not launch.interpreted():
+        raise RuntimeError(
+            'backend("triton") runs on CPU tensors only in Triton\'s interpreter: set the '
+            "environment variable TRITON_INTERPRET=1 before Python starts, or move the tensors to a GPU"
+        )
+
+
+def _module(name: str) -> ModuleType:
+    return eager if name == "eager" else _triton()
+
+
+def gradient_waits(spec: LossSpec, tensors: LossTensors) -> bool:
+    """Whether the gradient is computed in the backward pass rather than beside the loss.
+
+    A gradient stored in the forward pass is for a `grad_output` of 1. That is what `loss.backward()`
+    brings, and costs 2·N·C of traffic (read logits, write gradient). Where another factor is sure to
+    come, storing first and scaling later costs 4·N·C and rounds twice; waiting costs 3·N·C and
+    rounds once. So the gradient waits for per-sample losses, whose `grad_output` has a value a
+    sample, and for float16, whose GradScaler exists because a gradient of p/N underflows.
+    """
+    outputs = tensors.regression_output, tensors.classification_output
+    return spec.per_sample or any(o is not None and o.dtype == torch.float16 for o in outputs)
+
+
+def forward(backend: str, spec: LossSpec, tensors: LossTensors, needs: Needs) -> Outcome:
+    """Loss, components, and those gradients (for a `grad_output` of 1) that are needed."""
+    if backend == "reference":
+        return Outcome(*reference.forward(spec, tensors), None, None)
+    return _module(backend).forward(spec, tensors, needs)
+
+
+def backward(
+    backend: str, spec: LossSpec, tensors: LossTensors, needs: Needs, grad_output: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Both gradients for `grad_output`, from the inputs: for a gradient that waited."""
+    return _module(backend).gradients(spec, tensors, needs, grad_output)
+
+
+def scale(
+    backend: str, gradients: list[Tensor], grad_output: Tensor, in_place: bool
+) -> list[Tensor]:
+    """Stored gradients times a 0-d `grad_output`, decided on the device where there is one."""
+    return _module(backend).scale(gradients, grad_output, in_place)
