@@ -1,0 +1,87 @@
+"""Strides: how the kernels see tensors of any rank and layout, without moving them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Matrix(NamedTuple):
+    """A tensor seen as (N, D): element (n, d) at n·stride_n + d·stride_d."""
+
+    tensor: Tensor
+    rows: int
+    columns: int
+    stride_n: int
+    stride_d: int
+
+    @property
+    def flat(self) -> bool:
+        """Whether element n·D + d lies at offset n·D + d."""
+        return self.tensor.is_contiguous()
+
+
+class Rows(NamedTuple):
+    """A tensor seen as (N, C, S): a row of C classes for each of the N·S positions."""
+
+    tensor: Tensor
+    samples: int
+    classes: int
+    positions: int  # S, a sample
+    stride_n: int
+    stride_c: int
+    stride_s: int
+
+
+def matrix(tensor: Tensor) -> Matrix:
+    """(N, *) as (N, D); copied only where no single stride spans the dimensions after the first."""
+    if tensor.dim() == 0:
+        return Matrix(tensor, 1, 1, 0, 0)
+    if tensor.dim() == 1:
+        return Matrix(tensor, tensor.shape[0], 1, tensor.stride(0), 0)
+    stride = _merged(tensor.shape[1:], tensor.stride()[1:])
+    if stride is None:
+        return matrix(tensor.contiguous())
+    columns = tensor.shape[1:].numel()
+    return Matrix(tensor, tensor.shape[0], columns, tensor.stride(0), stride)
+
+
+def rows(tensor: Tensor) -> Rows:
+    """(C,), (N, C) or (N, C, d1, ...) as (N, C, S); copied only where the d's have no one stride."""
+    if tensor.dim() == 1:
+        return Rows(tensor, 1, tensor.shape[0], 1, 0, tensor.stride(0), 0)
+    n, c, *spatial = tensor.shape
+    stride_n, stride_c, *strides = tensor.stride()
+    stride = _merged(spatial, strides)
+    if stride is None:
+        return rows(tensor.contiguous())
+    return Rows(tensor, n, c, torch.Size(spatial).numel(), stride_n, stride_c, stride)
+
+
+def gradient_like(tensor: Tensor) -> Tensor:
+    """An uninitialised gradient: dense, and in a layout that `matrix` and `rows` see without a copy."""
+    gradient = torch.empty_like(tensor)
+    if gradient.dim() < 3 or gradient.is_contiguous():
+        return gradient
+    seen = _merged(gradient.shape[2:], gradient.stride()[2:]) is not None
+    seen = seen and _merged(gradient.shape[1:], gradient.stride()[1:]) is not None
+    return gradient if seen else torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
+
+def _merged(shape: tuple[int, ...] | list[int], strides: tuple[int, ...] | list[int]) -> int | None:
+    """The stride of these dimensions as one, 0 if they have one element, None if there is none."""
+    merged: int | None = None
+    expected = 0
+    for size, stride in zip(reversed(shape), reversed(strides), strict=True):
+        if size == 0:
+            return 0
+        if size == 1:
+            continue
+        if merged is None:
+            merged = stride
+        elif stride != expected:
+            return None
+        expected = stride * size
+    return merged or 0

@@ -1,0 +1,148 @@
+"""The kernel of reduction "none": one loss a sample, and the gradient for a `grad_output` (N,).
+
+    loss[n] = w_reg · Σ_d (r-y)² / D + w_cls · Σ_s rows / L[n]     L[n]: sample n's labelled positions
+
+With one position a sample (logits (N, C), and `cross_entropy` per position) a program takes tiles
+of ROWS samples. With more it takes one sample at a time and walks its positions in tiles of ROWS.
+
+The forward pass reads only; the backward launches the same kernel with `DEFERRED`, which reads
+`grad_output` (any stride, 0 included) on the device, writes both gradients, and no loss. Traffic of
+the two together: 3·N·C·b.
+"""
+
+import triton
+import triton.language as tl
+
+from fused_loss.kernels.triton_reduce import error_tile, head_weights
+from fused_loss.kernels.triton_tiles import count_labels, divide, row_tile
+
+
+@triton.jit
+def per_sample_kernel(
+    loss_ptr,  # (N,)
+    components_ptr,  # (2, N)
+    grad_output_ptr,  # (N,) at n // grad_output_inner · stride_n + n % grad_output_inner · stride_s
+    weights_ptr,
+    class_weight_ptr,
+    r_ptr,  # (N, D)
+    y_ptr,
+    r_grad_ptr,
+    z_ptr,  # (n, C, S)
+    t_ptr,
+    z_grad_ptr,
+    samples,  # N: n, or n·S where each position is a sample
+    D,
+    r_stride_n,
+    r_stride_d,
+    y_stride_n,
+    y_stride_d,
+    r_grad_stride_n,
+    r_grad_stride_d,
+    S,
+    C,
+    z_stride_n,
+    z_stride_c,
+    z_stride_s,
+    z_grad_stride_n,
+    z_grad_stride_c,
+    z_grad_stride_s,
+    t_stride_n,
+    t_stride_c,
+    t_stride_s,
+    grad_output_inner,
+    grad_output_stride_n,
+    grad_output_stride_s,
+    weights_stride,
+    ignore_index,
+    w_reg: "fp64",
+    w_cls: "fp64",
+    smoothing: "fp64",
+    HAS_REGRESSION: tl.constexpr,
+    HAS_CLASSIFICATION: tl.constexpr,
+    ONE_POSITION: tl.constexpr,
+    WEIGHTS: tl.constexpr,
+    SOFT: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    SMOOTH: tl.constexpr,
+    GRAD_R: tl.constexpr,
+    GRAD_Z: tl.constexpr,
+    DEFERRED: tl.constexpr,
+    ONE_BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    SAMPLES: tl.constexpr,  # ROWS with ONE_POSITION, else 1
+    BLOCK_D: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """See the module's docstring."""
+    reg, cls = head_weights(weights_ptr, weights_stride, w_reg, w_cls, WEIGHTS, ACC)
+    keep = tl.full([], 1.0 - smoothing, ACC)
+    even = divide(tl.full([], smoothing, ACC), tl.full([], C, ACC), ACC)
+    for group in range(tl.program_id(0), tl.cdiv(samples, SAMPLES), tl.num_programs(0)):
+        n = tl.full([], group, tl.int64) * SAMPLES + tl.arange(0, SAMPLES)  # (SAMPLES,)
+        inside = n < samples
+        upstream = tl.full([SAMPLES], 1.0, ACC)
+        if DEFERRED:
+            at = (n // grad_output_inner) * grad_output_stride_n
+            at += (n % grad_output_inner) * grad_output_stride_s
+            upstream = tl.load(grad_output_ptr + at, mask=inside, other=0.0).to(ACC)
+        ce = tl.zeros([SAMPLES], ACC)
+        mse = tl.zeros([SAMPLES], ACC)
+
+        if HAS_CLASSIFICATION:
+            if ONE_POSITION:
+                ce, _ = row_tile(
+                    z_ptr, t_ptr, z_grad_ptr, class_weight_ptr, n, inside, cls * upstream, S, C,
+                    z_stride_n, z_stride_c, z_stride_s,
+                    z_grad_stride_n, z_grad_stride_c, z_grad_stride_s,
+                    t_stride_n, t_stride_c, t_stride_s, ignore_index, keep, even,
+                    SOFT, HAS_WEIGHT, SMOOTH, GRAD_Z, ONE_BLOCK, BLOCK_C, ACC,
+                )  # fmt: skip
+            else:
+                first = tl.full([], group, tl.int64) * S
+                if SOFT:
+                    labels = tl.full([], S, ACC)
+                else:
+                    labels = count_labels(
+                        t_ptr, class_weight_ptr, first, first + S, S, t_stride_n, t_stride_s, C,
+                        ignore_index, False, 1024, ACC,
+                    )  # fmt: skip
+                labels = tl.maximum(labels, 1.0)
+                scale = tl.sum(divide(cls * upstream, labels + tl.zeros([SAMPLES], ACC), ACC), 0)
+                losses = tl.zeros([ROWS], ACC)
+                for start in range(0, S, ROWS):
+                    s = start + tl.arange(0, ROWS)
+                    tile_losses, _ = row_tile(
+                        z_ptr, t_ptr, z_grad_ptr, class_weight_ptr, first + s, s < S,
+                        scale + tl.zeros([ROWS], ACC), S, C,
+                        z_stride_n, z_stride_c, z_stride_s,
+                        z_grad_stride_n, z_grad_stride_c, z_grad_stride_s,
+                        t_stride_n, t_stride_c, t_stride_s, ignore_index, keep, even,
+                        SOFT, HAS_WEIGHT, SMOOTH, GRAD_Z, ONE_BLOCK, BLOCK_C, ACC,
+                    )  # fmt: skip
+                    losses += tile_losses
+                ce += divide(tl.sum(losses, 0), labels, ACC)
+
+        if HAS_REGRESSION:
+            columns = tl.maximum(tl.full([], D, ACC), 1.0)
+            scale = divide(reg * upstream, columns + tl.zeros([SAMPLES], ACC), ACC)
+            for start in range(0, D, BLOCK_D):
+                d = start + tl.arange(0, BLOCK_D)[None, :].to(tl.int64)
+                mask = inside[:, None] & (d < D)
+                squared = error_tile(
+                    r_ptr, y_ptr, r_grad_ptr, n[:, None] * D + d, mask, D,
+                    r_stride_n, r_stride_d, y_stride_n, y_stride_d,
+                    r_grad_stride_n, r_grad_stride_d, scale[:, None], False, GRAD_R, ACC,
+                )  # fmt: skip
+                mse += tl.sum(squared, 1)
+            mse = divide(mse, columns + tl.zeros([SAMPLES], ACC), ACC)
+
+        if not DEFERRED:
+            if HAS_REGRESSION and HAS_CLASSIFICATION:
+                tl.store(components_ptr + n, mse, mask=inside)
+                tl.store(components_ptr + samples + n, ce, mask=inside)
+                tl.store(loss_ptr + n, reg * mse + cls * ce, mask=inside)
+            elif HAS_REGRESSION:
+                tl.store(loss_ptr + n, mse, mask=inside)
+            else:
+                tl.store(loss_ptr + n, ce, mask=inside)
