@@ -1,4 +1,4 @@
-"""Shared by tests/ and bench/: the interpreter without a GPU, deselection of `gpu`, no silent skip."""
+"""Shared by tests/ and bench/: Triton's interpreter, deselection of `gpu`, no silent skip."""
 
 import os
 

@@ -26,7 +26,7 @@ EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement
 setup(
     name="fused-loss",
     version="0.1.0",
-    description="alpha * MSE + (1 - alpha) * cross-entropy in one pass, with a verified ONNX export",
+    description="alpha * MSE + (1 - alpha) * cross-entropy in one pass, and a verified ONNX export",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",

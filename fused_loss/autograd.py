@@ -15,7 +15,7 @@ class FusedLoss(torch.autograd.Function):
     """`(backend, spec, *LossTensors) -> (loss, components)`; components take no gradient.
 
     Where the gradient is computed in the forward pass, it alone is kept; where it waits for
-    `grad_output` (see `kernels.gradient_waits`), the inputs are kept and nothing of the logits' size.
+    `grad_output` (see `kernels.gradient_waits`), the inputs are kept and nothing else.
     """
 
     @staticmethod
@@ -51,8 +51,9 @@ class FusedLoss(torch.autograd.Function):
         """
         if torch.is_grad_enabled():
             raise RuntimeError(
-                f'the backward of backend("{ctx.backend}") is closed-form and cannot be differentiated '
-                '(create_graph=True): compute this loss under fused_loss.backend("reference")'
+                f'the backward of backend("{ctx.backend}") is closed-form and cannot be '
+                "differentiated (create_graph=True): compute this loss under "
+                'fused_loss.backend("reference")'
             )
         if grad_output is None:
             return (None,) * 8

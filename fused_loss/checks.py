@@ -11,7 +11,7 @@ import os
 import torch
 from torch import Tensor
 
-from fused_loss.spec import FLOAT_DTYPES, LossSpec, LossTensors
+from fused_loss.spec import FLOAT_DTYPES, LossSpec, LossTensors, class_axis, index_error
 
 DEBUG = os.environ.get("FUSED_LOSS_DEBUG") == "1"
 
@@ -40,7 +40,7 @@ def check(spec: LossSpec, tensors: LossTensors) -> None:
     _check_devices(tensors)
     if r.shape != y.shape:
         raise ValueError(
-            f"regression_targets has shape {tuple(y.shape)} and regression_output {tuple(r.shape)}: "
+            f"regression_targets has shape {tuple(y.shape)}, regression_output {tuple(r.shape)}: "
             f"they must be equal, nothing is broadcast; {_reshaping(r, y)}"
         )
     _check_classification(spec, z, t)
@@ -49,9 +49,11 @@ def check(spec: LossSpec, tensors: LossTensors) -> None:
     if weights is not None:
         _check_weights(weights)
     if class_weight is not None:
-        _check_class_weight(class_weight, z.shape[0] if z.dim() == 1 else z.shape[1])
-    if DEBUG and not torch.compiler.is_compiling():
-        _check_range(spec, z, t)
+        _check_class_weight(class_weight, class_axis(z)[0])
+    if DEBUG and not torch.compiler.is_compiling() and not t.is_floating_point():
+        error = index_error(t, class_axis(z)[0], spec.ignore_index)
+        if error is not None:
+            raise error
 
 
 def _check_tensor(name: str, tensor: Tensor | None) -> None:
@@ -86,10 +88,9 @@ def _check_classification(spec: LossSpec, z: Tensor, t: Tensor) -> None:
         raise ValueError(
             "classification_output must be (N, C), (N, C, d1, ...) or (C,), got a 0-d tensor"
         )
-    classes = z.shape[0] if z.dim() == 1 else z.shape[1]
+    classes, positions = class_axis(z)
     if classes == 0:
         raise ValueError(f"classification_output has shape {tuple(z.shape)}: no class at all")
-    positions = (*z.shape[:1], *z.shape[2:]) if z.dim() > 1 else ()
     if t.is_floating_point():
         if t.dtype not in FLOAT_DTYPES:
             raise TypeError(f"classification_targets must not be {t.dtype}: call .float()")
@@ -117,11 +118,11 @@ def _check_classification(spec: LossSpec, z: Tensor, t: Tensor) -> None:
 
 
 def _check_samples(r: Tensor, z: Tensor) -> None:
-    """Under "none" both heads speak of the same N samples; logits (C,) are one sample with any r."""
+    """Under "none" both heads have the same N samples; logits (C,) are one sample with any r."""
     if z.dim() > 1 and (r.dim() == 0 or r.shape[0] != z.shape[0]):
         raise ValueError(
-            f'reduction="none" gives one value a sample: regression_output has shape {tuple(r.shape)} '
-            f"and classification_output {tuple(z.shape)}, so their first dimensions must be equal"
+            f'reduction="none" gives one value a sample, so the first dimensions must be equal: '
+            f"regression_output is {tuple(r.shape)} and classification_output {tuple(z.shape)}"
         )
 
 
@@ -138,20 +139,8 @@ def _check_class_weight(class_weight: Tensor, classes: int) -> None:
         )
     if class_weight.shape != (classes,):
         raise ValueError(
-            f"class_weight must have shape ({classes},), one weight a class; got {tuple(class_weight.shape)}"
+            f"class_weight must have shape ({classes},), one weight a class; "
+            f"got {tuple(class_weight.shape)}"
         )
     if class_weight.requires_grad:
         raise ValueError("class_weight takes no gradient: pass class_weight.detach()")
-
-
-def _check_range(spec: LossSpec, z: Tensor, t: Tensor) -> None:
-    """Read the indices (this waits for the device) and raise for the first illegal one."""
-    if t.is_floating_point():
-        return
-    classes = z.shape[0] if z.dim() == 1 else z.shape[1]
-    index = t.long()
-    illegal = index[((index < 0) | (index >= classes)) & (index != spec.ignore_index)]
-    if illegal.numel():
-        raise IndexError(
-            f"classification_targets holds the class index {int(illegal[0])}, outside [0, {classes})"
-        )

@@ -16,7 +16,14 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from fused_loss import kernels
 from fused_loss.autograd import FusedLoss
 from fused_loss.checks import check
-from fused_loss.spec import FLOAT_DTYPES, Components, LossSpec, LossTensors, Needs
+from fused_loss.spec import (
+    FLOAT_DTYPES,
+    Components,
+    LossSpec,
+    LossTensors,
+    Needs,
+    class_axis,
+)
 
 
 class _DefaultAlpha(float):
@@ -54,8 +61,23 @@ def combined_loss(
     ignore_index: int = ...,
     label_smoothing: float = ...,
     reduction: str = ...,
-    return_components: bool,
+    return_components: Literal[True],
 ) -> tuple[Tensor, Components]: ...
+@overload
+def combined_loss(
+    regression_output: Tensor,
+    classification_output: Tensor,
+    regression_targets: Tensor,
+    classification_targets: Tensor,
+    alpha: float | Tensor = ...,
+    *,
+    loss_weights: tuple[float, float] | Tensor | None = ...,
+    class_weight: Tensor | None = ...,
+    ignore_index: int = ...,
+    label_smoothing: float = ...,
+    reduction: str = ...,
+    return_components: bool = ...,
+) -> Tensor | tuple[Tensor, Components]: ...
 def combined_loss(
     regression_output: Tensor,
     classification_output: Tensor,
@@ -102,7 +124,7 @@ def combined_loss(
         IndexError: On a CPU, a class index outside [0, C) that is not `ignore_index`; on a GPU that
             position's loss and gradient are NaN (`FUSED_LOSS_DEBUG=1` raises there too).
     """
-    weights, pair = _loss_weights(alpha, loss_weights)
+    weights, pair = split_weights(alpha, loss_weights)
     spec = LossSpec(reduction, ignore_index, label_smoothing, pair)
     tensors = LossTensors(
         regression_output,
@@ -120,7 +142,7 @@ def combined_loss(
     return loss, Components(*components.detach().unbind())
 
 
-def _loss_weights(
+def split_weights(
     alpha: float | Tensor, loss_weights: tuple[float, float] | Tensor | None
 ) -> tuple[Tensor | None, tuple[float, float] | None]:
     """The weights as a tensor, or as two floats.
@@ -182,7 +204,7 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """`torch.nn.functional.cross_entropy`: signature, shapes, values, dtypes and errors are PyTorch's.
+    """`F.cross_entropy`: signature, shapes, values, dtypes and errors are PyTorch's.
 
     Logits (N, C), (N, C, d1, ...) or (C,). What the fused path does not take, PyTorch itself
     computes. One thing differs: where all class weights of the labelled positions are 0, the
@@ -213,13 +235,8 @@ def cross_entropy(
             label_smoothing=label_smoothing,
         )
         return _not_fused("cross_entropy", plain)
-    per_position = "position" if input.dim() > 1 else "none"
-    spec = LossSpec(
-        per_position if reduction == "none" else reduction,
-        ignore_index,
-        label_smoothing,
-        (1.0, 1.0),
-    )
+    per_position = reduction == "none" and input.dim() > 1
+    spec = LossSpec(reduction, ignore_index, label_smoothing, (1.0, 1.0), per_position)
     loss, _ = _run(spec, LossTensors(None, input, None, target, None, weight))
     return loss.to(input.dtype)
 
@@ -235,8 +252,7 @@ def _fuses_cross_entropy(
     """Whether the call is a legal one that the fused path computes."""
     if not _plain(input, target, weight) or input.dim() == 0 or not 0 <= label_smoothing <= 1:
         return False
-    classes = input.shape[0] if input.dim() == 1 else input.shape[1]
-    positions = (*input.shape[:1], *input.shape[2:]) if input.dim() > 1 else ()
+    classes, positions = class_axis(input)
     if target.is_floating_point():
         fits = target.shape == input.shape and target.dtype == input.dtype and ignore_index < 0
     else:
@@ -254,7 +270,7 @@ def mse_loss(
     reduction: str = "mean",
     weight: Tensor | None = None,
 ) -> Tensor:
-    """`torch.nn.functional.mse_loss`: signature, shapes, values, dtypes and errors are PyTorch's.
+    """`F.mse_loss`: signature, shapes, values, dtypes and errors are PyTorch's.
 
     Two tensors of any one shape. What the fused path does not take (a `weight`, shapes that
     broadcast, two dtypes), PyTorch itself computes.
@@ -274,7 +290,7 @@ def mse_loss(
         reduction = legacy.legacy_get_string(size_average, reduce)
     fits = weight is None and _plain(input, target) and input.shape == target.shape
     if not (fits and input.dtype == target.dtype and reduction in ("mean", "sum", "none")):
-        plain = F.mse_loss(input, target, reduction=reduction, weight=weight)
+        plain = F.mse_loss(input, target, reduction=reduction, weight=weight)  # type: ignore[call-arg]
         return _not_fused("mse_loss", plain)
     spec = LossSpec(reduction, weights=(1.0, 1.0))
     if reduction == "none":  # each element is a sample of its own

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from fused_loss.functional import DEFAULT_ALPHA, combined_loss
+from fused_loss.functional import DEFAULT_ALPHA, combined_loss, split_weights
 from fused_loss.spec import Components, LossSpec
 
 
@@ -26,6 +26,10 @@ class CombinedLoss(nn.Module):
         TypeError: An option of the wrong type.
     """
 
+    alpha: float | Tensor
+    loss_weights: tuple[float, float] | Tensor | None
+    class_weight: Tensor | None
+
     def __init__(
         self,
         alpha: float | Tensor = DEFAULT_ALPHA,
@@ -38,6 +42,7 @@ class CombinedLoss(nn.Module):
         return_components: bool = False,
     ) -> None:
         super().__init__()
+        split_weights(alpha, loss_weights)
         LossSpec(reduction, ignore_index, label_smoothing)
         self._register("alpha", alpha)
         self._register("loss_weights", loss_weights)

@@ -1,4 +1,4 @@
-"""What a loss is: its scalars (`LossSpec`), its tensors (`LossTensors`) and its parts (`Components`).
+"""What a loss is: its scalars (`LossSpec`), tensors (`LossTensors`) and parts (`Components`).
 
 Scalars travel in the spec, which is frozen and hashable; tensors travel as tensors.
 """
@@ -28,9 +28,7 @@ class LossTensors(NamedTuple):
     regression_output: Tensor | None  # r: (N, *)
     classification_output: Tensor | None  # z: (N, C, d1, ...)
     regression_targets: Tensor | None  # y: (N, *)
-    classification_targets: (
-        Tensor | None
-    )  # t: (N, d1, ...) indices, or (N, C, d1, ...) probabilities
+    classification_targets: Tensor | None  # t: indices (N, d1, ...), or probabilities
     weights: Tensor | None = None  # () alpha, or (2,) (w_reg, w_cls); None: spec.weights
     class_weight: Tensor | None = None  # (C,)
 
@@ -65,17 +63,18 @@ class LossSpec:
     """The scalars of a loss.
 
     Attributes:
-        reduction: "mean", "sum" or "none" (one value a sample). "position", one value a position
-            of the classification head, is what `cross_entropy(reduction="none")` asks for.
+        reduction: "mean", "sum" or "none" (one value a sample).
         ignore_index: The class index whose positions are not labelled.
         label_smoothing: ε in [0, 1]: the target becomes `(1-ε)·target + ε/C`.
         weights: `(w_reg, w_cls)`; None where they travel as a tensor.
+        per_position: "none" as `F.cross_entropy` has it: one value a position, (N, d1, ...).
     """
 
     reduction: str = "mean"
     ignore_index: int = -100
     label_smoothing: float = 0.0
     weights: tuple[float, float] | None = (0.5, 0.5)
+    per_position: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning.
@@ -84,10 +83,9 @@ class LossSpec:
             ValueError: A value outside its legal range.
             TypeError: A value of the wrong type.
         """
-        if self.reduction not in (*REDUCTIONS, "position"):
-            raise ValueError(
-                f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {self.reduction!r}"
-            )
+        if self.reduction not in REDUCTIONS:
+            known = ", ".join(map(repr, REDUCTIONS))
+            raise ValueError(f"reduction must be one of {known}, got {self.reduction!r}")
         if isinstance(self.ignore_index, bool) or not isinstance(self.ignore_index, int):
             raise TypeError(f"ignore_index must be an int, got {self.ignore_index!r}")
         if not isinstance(self.label_smoothing, float | int):
@@ -98,7 +96,7 @@ class LossSpec:
     @property
     def per_sample(self) -> bool:
         """Whether the loss has one value a sample or position, rather than one in all."""
-        return self.reduction in ("none", "position")
+        return self.reduction == "none"
 
 
 def accumulation_dtype(
@@ -110,3 +108,22 @@ def accumulation_dtype(
         if output is not None:
             dtype = torch.promote_types(dtype, output.dtype)
     return dtype
+
+
+def class_axis(logits: Tensor) -> tuple[int, tuple[int, ...]]:
+    """C, and the shape of the positions: (N, d1, ...), or () for logits (C,)."""
+    if logits.dim() == 1:
+        return logits.shape[0], ()
+    return logits.shape[1], (logits.shape[0], *logits.shape[2:])
+
+
+def index_error(targets: Tensor, classes: int, ignore_index: int) -> IndexError | None:
+    """The error that names the first class index outside [0, C); reads the values."""
+    index = targets.long()
+    illegal = index[((index < 0) | (index >= classes)) & (index != ignore_index)]
+    if not illegal.numel():
+        return None
+    return IndexError(
+        f"classification_targets holds the class index {int(illegal[0])}, outside [0, {classes}) "
+        f"for {classes} classes; a position without a label carries ignore_index ({ignore_index})"
+    )

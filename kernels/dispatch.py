@@ -71,7 +71,7 @@ def resolve(spec: LossSpec, tensors: LossTensors) -> str:
 
     Raises:
         NotImplementedError: The backend was asked for by name and does not take this case.
-        RuntimeError: Triton was asked for where its kernels cannot run; the message says what to do.
+        RuntimeError: Triton was asked for where it cannot run; the message says what to do.
     """
     name = asked()
     if name == "reference":
@@ -132,7 +132,7 @@ def _demand_triton(device: torch.device) -> None:
     if device.type == "cpu" and not launch.interpreted():
         raise RuntimeError(
             'backend("triton") runs on CPU tensors only in Triton\'s interpreter: set the '
-            "environment variable TRITON_INTERPRET=1 before Python starts, or move the tensors to a GPU"
+            "environment variable TRITON_INTERPRET=1 before Python starts, or move them to a GPU"
         )
 
 
@@ -143,11 +143,12 @@ def _module(name: str) -> ModuleType:
 def gradient_waits(spec: LossSpec, tensors: LossTensors) -> bool:
     """Whether the gradient is computed in the backward pass rather than beside the loss.
 
-    A gradient stored in the forward pass is for a `grad_output` of 1. That is what `loss.backward()`
-    brings, and costs 2·N·C of traffic (read logits, write gradient). Where another factor is sure to
-    come, storing first and scaling later costs 4·N·C and rounds twice; waiting costs 3·N·C and
-    rounds once. So the gradient waits for per-sample losses, whose `grad_output` has a value a
-    sample, and for float16, whose GradScaler exists because a gradient of p/N underflows.
+    A gradient stored in the forward pass is for a `grad_output` of 1. That is what
+    `loss.backward()` brings, and costs 2·N·C of traffic (read logits, write gradient). Where
+    another factor is sure to come, storing first and scaling later costs 4·N·C and rounds twice;
+    waiting costs 3·N·C and rounds once. So the gradient waits for per-sample losses, whose
+    `grad_output` has a value a sample, and for float16, which needs a GradScaler because p/N
+    underflows.
     """
     outputs = tensors.regression_output, tensors.classification_output
     return spec.per_sample or any(o is not None and o.dtype == torch.float16 for o in outputs)

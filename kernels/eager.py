@@ -16,11 +16,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fused_loss.spec import LossSpec, LossTensors, Needs, Outcome, accumulation_dtype
+from fused_loss.spec import (
+    LossSpec,
+    LossTensors,
+    Needs,
+    Outcome,
+    accumulation_dtype,
+    class_axis,
+    index_error,
+)
 
 BLOCK_ELEMENTS = 1 << 18  # 1 MiB of float32: the scratch of one block
 
@@ -64,12 +73,12 @@ def _run(spec: LossSpec, tensors: LossTensors, needs: Needs, upstream: Tensor | 
     return Outcome(loss, torch.stack((mse, ce)), grad_r, grad_z)
 
 
-def _weights(spec: LossSpec, tensors: LossTensors, dtype: torch.dtype) -> tuple:
+def _weights(spec: LossSpec, tensors: LossTensors, dtype: torch.dtype) -> tuple[Any, Any]:
     """`(w_reg, w_cls)`: two floats or two 0-d tensors."""
     if tensors.weights is None:
-        return spec.weights
+        return spec.weights or (1.0, 1.0)
     weights = tensors.weights.to(dtype)
-    return (weights, 1 - weights) if weights.dim() == 0 else weights.unbind()
+    return (weights, 1 - weights) if weights.dim() == 0 else (weights[0], weights[1])
 
 
 def _regression(
@@ -158,8 +167,7 @@ class _Head:
         dtype: torch.dtype,
     ) -> None:
         self.spec, self.logits, self.gradient, self.dtype = spec, logits, gradient, dtype
-        self.classes = logits.shape[1]
-        self.shape = (logits.shape[0], *logits.shape[2:])  # positions
+        self.classes, self.shape = class_axis(logits)  # C; (N, d1, ...)
         self.class_weight = class_weight  # (C,)
         self.soft = targets.is_floating_point()
         self.targets = targets if self.soft else targets.long()
@@ -183,7 +191,7 @@ class _Head:
             losses = losses.masked_fill(self.illegal, torch.nan)
         if self.ignored is not None:
             losses = losses.masked_fill(self.ignored, 0.0)
-        if self.spec.reduction == "position":
+        if self.spec.per_position:
             return losses
         if self.spec.reduction == "none":
             return losses if losses.dim() < 2 else losses.flatten(1).sum(1) / denominator
@@ -198,13 +206,9 @@ class _Head:
         """
         if self.soft or self.logits.device.type != "cpu":
             return
-        illegal = self.targets[(self.targets < 0) | (self.targets >= self.classes)]
-        if illegal.numel():
-            raise IndexError(
-                f"classification_targets holds the class index {int(illegal[0])}, outside "
-                f"[0, {self.classes}) for logits of {self.classes} classes; positions without a "
-                f"label carry ignore_index ({self.spec.ignore_index})"
-            ) from error
+        named = index_error(self.targets, self.classes, self.spec.ignore_index)
+        if named is not None:
+            raise named from error
 
     def _read_indices(self) -> None:
         ignored = self.targets == self.spec.ignore_index
@@ -220,6 +224,8 @@ class _Head:
 
     def _denominator(self) -> float | Tensor:
         """What a sum of losses is divided by: 0-d for "mean", (N,) or a number for "none"."""
+        if self.spec.per_position:
+            return 1
         if self.spec.reduction == "none":
             if self.ignored is None or self.ignored.dim() < 2:
                 return max(self.logits[0, 0].numel(), 1) if len(self.logits) else 1
@@ -239,7 +245,7 @@ class _Head:
         if isinstance(denominator, Tensor):
             scale = torch.where(denominator == 0, 0.0, weight / denominator)
         else:
-            scale = weight / max(denominator, 1)
+            scale = weight / max(denominator, 1)  # type: ignore[assignment]
         if not isinstance(scale, Tensor):
             scale = torch.full((), scale, dtype=self.dtype, device=self.logits.device)
         elif scale.dim() == 1:  # (N,): one a sample
@@ -299,10 +305,8 @@ class _Head:
             every = log_p if classes is None else log_p * classes
             losses = losses - b * every.sum(1, keepdim=True)
         if rows is not None:
-            mass = a
-            if smoothing:
-                mass = a + b * (self.classes if classes is None else classes.sum())
-            log_p.exp_().mul_(rows * mass)
+            even: Any = b * (self.classes if classes is None else classes.sum())
+            log_p.exp_().mul_(rows * (a + even if smoothing else a))
             if smoothing:
                 log_p.sub_(rows * b if classes is None else rows * b * classes)
             log_p.scatter_add_(1, index, rows * -a)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,28 +11,45 @@ from torch import Tensor
 class Matrix(NamedTuple):
     """A tensor seen as (N, D): element (n, d) at n·stride_n + d·stride_d."""
 
-    tensor: Tensor
-    rows: int
-    columns: int
-    stride_n: int
-    stride_d: int
+    tensor: Tensor | None  # None: an absent head
+    rows: int = 0
+    columns: int = 1
+    stride_n: int = 0
+    stride_d: int = 0
 
     @property
     def flat(self) -> bool:
         """Whether element n·D + d lies at offset n·D + d."""
-        return self.tensor.is_contiguous()
+        return self.tensor is not None and self.tensor.is_contiguous()
+
+    def arguments(self, name: str) -> dict[str, Any]:
+        """The kernel's `{name}_ptr` and strides."""
+        return {
+            f"{name}_ptr": self.tensor,
+            f"{name}_stride_n": self.stride_n,
+            f"{name}_stride_d": self.stride_d,
+        }
 
 
 class Rows(NamedTuple):
     """A tensor seen as (N, C, S): a row of C classes for each of the N·S positions."""
 
-    tensor: Tensor
-    samples: int
-    classes: int
-    positions: int  # S, a sample
-    stride_n: int
-    stride_c: int
-    stride_s: int
+    tensor: Tensor | None  # None: an absent head
+    samples: int = 0
+    classes: int = 1
+    positions: int = 1  # S, a sample
+    stride_n: int = 0
+    stride_c: int = 0
+    stride_s: int = 0
+
+    def arguments(self, name: str) -> dict[str, Any]:
+        """The kernel's `{name}_ptr` and strides."""
+        return {
+            f"{name}_ptr": self.tensor,
+            f"{name}_stride_n": self.stride_n,
+            f"{name}_stride_c": self.stride_c,
+            f"{name}_stride_s": self.stride_s,
+        }
 
 
 def matrix(tensor: Tensor) -> Matrix:
@@ -49,7 +66,7 @@ def matrix(tensor: Tensor) -> Matrix:
 
 
 def rows(tensor: Tensor) -> Rows:
-    """(C,), (N, C) or (N, C, d1, ...) as (N, C, S); copied only where the d's have no one stride."""
+    """(C,), (N, C) or (N, C, d1, ...) as (N, C, S); copied where the d's have no single stride."""
     if tensor.dim() == 1:
         return Rows(tensor, 1, tensor.shape[0], 1, 0, tensor.stride(0), 0)
     n, c, *spatial = tensor.shape
@@ -60,8 +77,14 @@ def rows(tensor: Tensor) -> Rows:
     return Rows(tensor, n, c, torch.Size(spatial).numel(), stride_n, stride_c, stride)
 
 
+def index_rows(tensor: Tensor) -> Rows:
+    """Class indices (), (N,) or (N, d1, ...) as (N, S), in the form of their logits."""
+    seen = matrix(tensor)
+    return Rows(seen.tensor, stride_n=seen.stride_n, stride_s=seen.stride_d)
+
+
 def gradient_like(tensor: Tensor) -> Tensor:
-    """An uninitialised gradient: dense, and in a layout that `matrix` and `rows` see without a copy."""
+    """An uninitialised gradient: dense, and in a layout that `matrix` and `rows` see uncopied."""
     gradient = torch.empty_like(tensor)
     if gradient.dim() < 3 or gradient.is_contiguous():
         return gradient

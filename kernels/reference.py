@@ -37,8 +37,8 @@ def forward(spec: LossSpec, tensors: LossTensors) -> tuple[Tensor, Tensor | None
         w_reg, w_cls = spec.weights
         return w_reg * mse + w_cls * ce, torch.stack((mse, ce))
     weights = tensors.weights.to(dtype)
-    w_reg, w_cls = (weights, 1 - weights) if weights.dim() == 0 else weights.unbind()
-    return w_reg * mse + w_cls * ce, torch.stack((mse, ce))
+    pair = (weights, 1 - weights) if weights.dim() == 0 else weights.unbind()
+    return pair[0] * mse + pair[1] * ce, torch.stack((mse, ce))
 
 
 def _regression(spec: LossSpec, tensors: LossTensors, dtype: torch.dtype) -> Tensor:
@@ -85,7 +85,7 @@ def _classification(spec: LossSpec, tensors: LossTensors, dtype: torch.dtype) ->
         if weight is not None:
             share = labelled * weight[targets.where(labelled.bool(), targets.new_zeros(()))]
         losses = losses.where(labelled.bool(), losses.new_zeros(()))
-    if spec.reduction == "position":
+    if spec.per_position:
         return losses
     if spec.reduction == "none":
         if losses.dim() < 2:

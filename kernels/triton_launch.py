@@ -31,7 +31,6 @@ STRIDED_BLOCK = 64  # and the columns of its blocks
 BLOCK_MAX = 16384  # columns of float32 that are kept in registers, at 16 warps
 STREAM_BLOCK = 8192  # columns a block of a longer row
 BLOCK_M = 2048  # elements of the regression head a program takes at a time
-BLOCK_D = 64  # the same, a sample under "none"
 COUNT_BOUND = 1 << 14  # positions whose labels each program counts itself: 128 KiB of int64
 COUNT_CHUNK = 1 << 13  # positions a program of the counting kernel
 INTERPRETER_PROCESSORS = 2
@@ -163,158 +162,136 @@ class _Call:
     """One call: both heads as the kernels see them, and the gradients to write."""
 
     def __init__(self, spec: LossSpec, tensors: LossTensors, needs: Needs) -> None:
-        r, z, y, t, weights, class_weight = tensors
-        self.spec, self.needs, self.weights, self.class_weight = spec, needs, weights, class_weight
+        r, z, y, t, self.weights, self.class_weight = tensors
+        self.spec = spec
         self.dtype = accumulation_dtype(r, z)
-        self.acc = tl.float64 if self.dtype == torch.float64 else tl.float32
         self.one_sample = z is not None and z.dim() == 1
-        self.r = self.z = self.r_grad = self.z_grad = None
-        any_tensor = r if r is not None else z
-        assert any_tensor is not None
-        self.device = any_tensor.device
+        self.r_grad: Tensor | None = None
+        self.z_grad: Tensor | None = None
+        self.r = self.y = self.r_out = layout.Matrix(None)
+        self.z = self.t = self.z_out = layout.Rows(None)
         if r is not None and y is not None:
-            self._regression(r, y)
+            self._regression(r, y, needs.regression)
+            self.device = r.device
         if z is not None and t is not None:
-            self._classification(z, t)
-
-    def _regression(self, r: Tensor, y: Tensor) -> None:
-        self.r_grad = layout.gradient_like(r) if self.needs.regression else None
-        grad = r if self.r_grad is None else self.r_grad
-        if self.one_sample and self.spec.per_sample:  # (C,): all of r is one sample
-            r, y, grad = r[None], y[None], grad[None]
-        self.r, self.y, self.r_out = layout.matrix(r), layout.matrix(y), layout.matrix(grad)
-
-    def _classification(self, z: Tensor, t: Tensor) -> None:
-        self.soft = t.is_floating_point()
-        self.z_grad = layout.gradient_like(z) if self.needs.classification else None
-        self.z = layout.rows(z)
-        self.z_out = layout.rows(z if self.z_grad is None else self.z_grad)
-        if self.soft:
-            self.t = layout.rows(t)
-        else:
-            indices = layout.matrix(t)
-            self.t = layout.Rows(indices.tensor, 0, 0, 0, indices.stride_n, 0, indices.stride_d)
+            self._classification(z, t, needs.classification)
+            self.device = z.device
+        self.soft = tensors.probabilities
+        self.smooth = z is not None and spec.label_smoothing > 0
         self.positions = self.z.samples * self.z.positions
         adjacent = self.z.stride_c == 1 or self.z.positions == 1
-        plain = not (self.soft or self.spec.label_smoothing or self.class_weight is not None)
+        plain = not (self.soft or self.smooth or self.class_weight is not None)
         self.tile = tile(self.z.classes, adjacent, plain, self.dtype.itemsize)
+
+    def _regression(self, r: Tensor, y: Tensor, need: bool) -> None:
+        self.r_grad = layout.gradient_like(r) if need else None
+        out = r if self.r_grad is None else self.r_grad
+        if self.one_sample and self.spec.per_sample:  # (C,): all of r is one sample
+            r, y, out = r[None], y[None], out[None]
+        self.r, self.y, self.r_out = layout.matrix(r), layout.matrix(y), layout.matrix(out)
+
+    def _classification(self, z: Tensor, t: Tensor, need: bool) -> None:
+        self.z_grad = layout.gradient_like(z) if need else None
+        self.z = layout.rows(z)
+        self.z_out = self.z if self.z_grad is None else layout.rows(self.z_grad)
+        self.t = layout.rows(t) if t.is_floating_point() else layout.index_rows(t)
 
     def outputs(self) -> tuple[Tensor, Tensor | None]:
         """Uninitialised loss and components."""
         shape: tuple[int, ...] = ()
-        if self.spec.reduction == "position":
-            assert self.z is not None
-            shape = (self.z.tensor.shape[0], *self.z.tensor.shape[2:])
+        if self.spec.per_position:
+            assert self.z.tensor is not None
+            shape = (self.z.samples, *self.z.tensor.shape[2:])
         elif self.spec.reduction == "none" and not self.one_sample:
             shape = (self._samples(),)
-        loss = torch.empty(shape, dtype=self.dtype, device=self.device)
-        if self.r is None or self.z is None:
-            return loss, None
-        return loss, torch.empty((2, *shape), dtype=self.dtype, device=self.device)
+        if self.r.tensor is None or self.z.tensor is None:
+            return self._empty(*shape), None
+        return self._empty(*shape), self._empty(2, *shape)
 
     def run(
         self, loss: Tensor | None, components: Tensor | None, grad_output: Tensor | None
     ) -> None:
         """Launch the kernel of this reduction: for the loss, or for the gradients alone."""
-        arguments = self._heads()
+        arguments = self._arguments()
         arguments.update(
-            grad_output_ptr=grad_output,
-            weights_ptr=self.weights,
-            class_weight_ptr=self.class_weight,
-            weights_stride=self.weights.stride(0) if self._weights_kind() == "pair" else 0,
-            ignore_index=self.spec.ignore_index,
-            w_reg=1.0 if self.spec.weights is None else self.spec.weights[0],
-            w_cls=1.0 if self.spec.weights is None else self.spec.weights[1],
-            smoothing=float(self.spec.label_smoothing),
             loss_ptr=loss,
             components_ptr=components,
-            HAS_REGRESSION=self.r is not None,
-            HAS_CLASSIFICATION=self.z is not None,
-            WEIGHTS=self._weights_kind(),
-            SOFT=self.z is not None and self.soft,
-            HAS_WEIGHT=self.class_weight is not None,
-            SMOOTH=self.z is not None and self.spec.label_smoothing > 0,
-            GRAD_R=self.r_grad is not None,
-            GRAD_Z=self.z_grad is not None,
+            grad_output_ptr=grad_output,
             DEFERRED=grad_output is not None,
-            ONE_BLOCK=self.z is None or self.tile.one_block,
-            ROWS=1 if self.z is None else self.tile.rows,
-            BLOCK_C=1 if self.z is None else self.tile.block_c,
-            ACC=self.acc,
         )
         if self.spec.per_sample:
-            self._run_per_sample(arguments, grad_output)
+            self._per_sample(arguments, grad_output)
         else:
-            self._run_reduce(arguments)
+            self._reduce(arguments)
 
-    def _weights_kind(self) -> str:
-        if self.weights is None:
-            return "scalars"
-        return "pair" if self.weights.dim() else "alpha"
+    def _arguments(self) -> dict[str, Any]:
+        """What both kernels take: the heads, the weights and the options."""
+        weights = self.weights
+        kind = "scalars" if weights is None else "pair" if weights.dim() else "alpha"
+        w_reg, w_cls = self.spec.weights or (1.0, 1.0)
+        return {
+            **self.r.arguments("r"),
+            **self.y.arguments("y"),
+            **self.r_out.arguments("r_grad"),
+            **self.z.arguments("z"),
+            **self.t.arguments("t"),
+            **self.z_out.arguments("z_grad"),
+            "D": self.r.columns,
+            "S": self.z.positions,
+            "C": self.z.classes,
+            "class_weight_ptr": self.class_weight,
+            "weights_ptr": weights,
+            "weights_stride": weights.stride(0) if kind == "pair" and weights is not None else 0,
+            "ignore_index": self.spec.ignore_index,
+            "w_reg": w_reg,
+            "w_cls": w_cls,
+            "smoothing": float(self.spec.label_smoothing),
+            "HAS_REGRESSION": self.r.tensor is not None,
+            "HAS_CLASSIFICATION": self.z.tensor is not None,
+            "WEIGHTS": kind,
+            "SOFT": self.soft,
+            "HAS_WEIGHT": self.class_weight is not None,
+            "SMOOTH": self.smooth,
+            "GRAD_R": self.r_grad is not None,
+            "GRAD_Z": self.z_grad is not None,
+            "ONE_BLOCK": self.tile.one_block,
+            "BLOCK_C": self.tile.block_c,
+            "ACC": self._acc(),
+        }
 
-    def _samples(self) -> int:
-        if self.spec.reduction == "position":
-            return self.positions
-        head = self.z if self.z is not None else self.r
-        assert head is not None
-        return head[1]
-
-    def _heads(self) -> dict[str, Any]:
-        """Pointers, sizes and strides of both heads; zeros for one that is absent."""
-        names = ("r_ptr", "y_ptr", "r_grad_ptr", "z_ptr", "t_ptr", "z_grad_ptr")
-        arguments: dict[str, Any] = dict.fromkeys(names)
-        r = self.r
-        arguments.update(D=1 if r is None else r.columns)
-        for name in ("r", "y", "r_grad"):
-            seen = None if r is None else {"r": r, "y": self.y, "r_grad": self.r_out}[name]
-            arguments[f"{name}_ptr"] = None if seen is None else seen.tensor
-            arguments[f"{name}_stride_n"] = 0 if seen is None else seen.stride_n
-            arguments[f"{name}_stride_d"] = 0 if seen is None else seen.stride_d
-        z = self.z
-        arguments.update(S=1 if z is None else z.positions, C=1 if z is None else z.classes)
-        for name in ("z", "z_grad", "t"):
-            seen = None if z is None else {"z": z, "z_grad": self.z_out, "t": self.t}[name]
-            arguments[f"{name}_ptr"] = None if seen is None else seen.tensor
-            arguments[f"{name}_stride_n"] = 0 if seen is None else seen.stride_n
-            arguments[f"{name}_stride_c"] = 0 if seen is None else seen.stride_c
-            arguments[f"{name}_stride_s"] = 0 if seen is None else seen.stride_s
-        return arguments
-
-    def _run_reduce(self, arguments: dict[str, Any]) -> None:
-        warps = 4 if self.z is None else self.tile.warps
-        positions = 0 if self.z is None else self.positions
-        elements = 0 if self.r is None else self.r.rows * self.r.columns
+    def _reduce(self, arguments: dict[str, Any]) -> None:
+        elements = self.r.rows * self.r.columns
         n_cls = n_reg = 0
-        if self.z is not None:
-            n_cls = _programs(triton.cdiv(positions, self.tile.rows), warps, self.device)
-        if self.r is not None:
-            n_reg = _programs(triton.cdiv(elements, BLOCK_M), warps, self.device)
+        if self.z.tensor is not None:
+            tiles = triton.cdiv(self.positions, self.tile.rows)
+            n_cls = _programs(tiles, self.tile.warps, self.device)
+        if self.r.tensor is not None:
+            n_reg = _programs(triton.cdiv(elements, BLOCK_M), self.tile.warps, self.device)
         mean = self.spec.reduction == "mean"
+        counts = mean and self.z_grad is not None and not self.soft
         ticket = _ticket(self.device)
-        counted = None
-        if mean and self.z_grad is not None and not self.soft and positions > COUNT_BOUND:
-            counted = self._count(ticket)
+        counted = self._count(ticket) if counts and self.positions > COUNT_BOUND else None
         launch(
             reduce_kernel,
             n_cls + n_reg,
             self.device,
-            warps,
+            self.tile.warps,
             **arguments,
-            partials_ptr=self._empty(2 * (n_cls + n_reg)),
+            partials_ptr=self._empty(2, n_cls + n_reg),
             ticket_ptr=ticket,
             denominator_ptr=counted,
             n_cls=n_cls,
             elements=elements,
-            positions=positions,
+            positions=self.positions,
             MEAN=mean,
             COUNTED=counted is not None,
-            FLAT=self.r is not None and self.r.flat and self.y.flat and self.r_out.flat,
+            FLAT=self.r.flat and self.y.flat and self.r_out.flat,
+            ROWS=self.tile.rows,
             BLOCK_M=BLOCK_M,
         )
 
     def _count(self, ticket: Tensor) -> Tensor:
         """The denominator of "mean", in a launch of its own."""
-        assert self.z is not None
         programs = triton.cdiv(self.positions, COUNT_CHUNK)
         denominator = self._empty()
         launch(
@@ -335,30 +312,39 @@ class _Call:
             t_stride_s=self.t.stride_s,
             ignore_index=self.spec.ignore_index,
             HAS_WEIGHT=self.class_weight is not None,
-            ACC=self.acc,
+            ACC=self._acc(),
         )
         return denominator
 
-    def _run_per_sample(self, arguments: dict[str, Any], grad_output: Tensor | None) -> None:
+    def _per_sample(self, arguments: dict[str, Any], grad_output: Tensor | None) -> None:
         samples = self._samples()
-        one_position = self.z is None or self.z.positions == 1 or self.spec.reduction == "position"
-        warps, rows = (4, TILE // BLOCK_D) if self.z is None else (self.tile.warps, self.tile.rows)
+        one_position = self.z.positions == 1 or self.spec.per_position
+        rows = BLOCK_M if self.z.tensor is None else self.tile.rows
         group = rows if one_position else 1
-        upstream = None if grad_output is None else layout.matrix(grad_output)
+        upstream = layout.Matrix(None) if grad_output is None else layout.matrix(grad_output)
         launch(
             per_sample_kernel,
-            _programs(triton.cdiv(samples, group), warps, self.device),
+            _programs(triton.cdiv(samples, group), self.tile.warps, self.device),
             self.device,
-            warps,
-            **(arguments | {"ROWS": rows}),
+            self.tile.warps,
+            **arguments,
             samples=samples,
-            grad_output_inner=1 if upstream is None else upstream.columns,
-            grad_output_stride_n=0 if upstream is None else upstream.stride_n,
-            grad_output_stride_s=0 if upstream is None else upstream.stride_d,
+            grad_output_inner=upstream.columns,
+            grad_output_stride_n=upstream.stride_n,
+            grad_output_stride_s=upstream.stride_d,
             ONE_POSITION=one_position,
+            ROWS=rows,
             SAMPLES=group,
-            BLOCK_D=BLOCK_D,
+            BLOCK_D=max(1, BLOCK_M // group),
         )
+
+    def _samples(self) -> int:
+        if self.spec.per_position:
+            return self.positions
+        return self.r.rows if self.z.tensor is None else self.z.samples
+
+    def _acc(self) -> tl.dtype:
+        return tl.float64 if self.dtype == torch.float64 else tl.float32
 
     def _empty(self, *shape: int) -> Tensor:
         """Scratch in the dtype of the sums."""

@@ -1,6 +1,6 @@
 """The kernel of reduction "none": one loss a sample, and the gradient for a `grad_output` (N,).
 
-    loss[n] = w_reg · Σ_d (r-y)² / D + w_cls · Σ_s rows / L[n]     L[n]: sample n's labelled positions
+    loss[n] = w_reg · Σ_d (r-y)² / D + w_cls · Σ_s rows / L[n]    L[n]: labelled positions of n
 
 With one position a sample (logits (N, C), and `cross_entropy` per position) a program takes tiles
 of ROWS samples. With more it takes one sample at a time and walks its positions in tiles of ROWS.
