@@ -4,8 +4,11 @@ VENV ?= .venv
 PY := $(CURDIR)/$(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 PYTEST_ARGS ?=
+TREE := build/tree
+OUT ?= build/gpu
+SHELL := /bin/bash
 
-.PHONY: help demo test test-full check format bench gpu clean
+.PHONY: help demo test test-full check tree format bench gpu clean
 
 help:
 	@echo "make demo       train on the Palmer penguins, export to ONNX, verify, show"
@@ -31,14 +34,17 @@ test: $(INSTALLED)
 test-full: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
 
-# mypy cannot see the mapping of setup.py in a checkout: it reads a tree of links shaped like the wheel.
-check: $(INSTALLED)
+check: $(INSTALLED) tree
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	rm -rf build/typed && mkdir -p build/typed/fused_loss
-	cd build/typed/fused_loss && ln -s ../../../fused_loss/* . && \
+	cd $(TREE) && $(PY) -m mypy --config-file ../../pyproject.toml -p fused_loss
+
+# Links in the shape of the wheel: mypy cannot see the mapping of setup.py in a checkout, and a
+# machine without a network imports the package from here.
+tree:
+	rm -rf $(TREE) && mkdir -p $(TREE)/fused_loss
+	cd $(TREE)/fused_loss && ln -s ../../../fused_loss/* . && \
 		for folder in kernels export bench; do ln -s ../../../$$folder $$folder; done
-	cd build/typed && $(PY) -m mypy --config-file ../../pyproject.toml -p fused_loss
 
 format: $(INSTALLED)
 	$(PY) -m ruff check --fix .
@@ -46,6 +52,15 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(VENV)/bin/fused-loss bench
+
+# Nothing is installed: the python3 on the PATH must hold torch, triton, pytest, hypothesis, onnx.
+# The benchmark runs even where a test fails; the target fails with it.
+gpu: export PYTHONSAFEPATH = 1
+gpu: export PYTHONPATH := $(CURDIR)/$(TREE):$(PYTHONPATH)
+gpu: tree
+	mkdir -p $(OUT)
+	set -o pipefail; python3 -m pytest -m gpu $(PYTEST_ARGS) 2>&1 | tee $(OUT)/tests.log; tests=$$?; \
+		python3 -m fused_loss.cli bench --suite gpu --out $(OUT)/bench && exit $$tests
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis $(VENV)
