@@ -12,7 +12,7 @@ from fused_loss.spec import LossSpec, LossTensors, Needs
 
 
 class FusedLoss(torch.autograd.Function):
-    """`(backend, spec, *LossTensors) -> (loss, components)`; components take no gradient.
+    """`(backend, spec, components, *LossTensors) -> (loss, components)`; these take no gradient.
 
     Where the gradient is computed in the forward pass, it alone is kept; where it waits for
     `grad_output` (see `kernels.gradient_waits`), the inputs are kept and nothing else.
@@ -20,16 +20,16 @@ class FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, backend: str, spec: LossSpec, *tensors: Tensor | None
+        ctx: Any, backend: str, spec: LossSpec, want_components: bool, *tensors: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Compute the loss and, unless it waits, the gradient."""
         inputs = LossTensors(*tensors)
         ctx.set_materialize_grads(False)
         ctx.backend, ctx.spec = backend, spec
-        _, _, *needs, _, _, ctx.weights_need, _ = ctx.needs_input_grad
-        ctx.needs = Needs(*needs)
+        _, _, _, r_needs, z_needs, _, _, ctx.weights_need, _ = ctx.needs_input_grad
+        ctx.needs = Needs(r_needs, z_needs, want_components or ctx.weights_need)
         ctx.waits = kernels.gradient_waits(spec, inputs)
-        asked = Needs(False, False) if ctx.waits else ctx.needs
+        asked = Needs(False, False, ctx.needs.components) if ctx.waits else ctx.needs
         outcome = kernels.forward(backend, spec, inputs, asked)
         if outcome.components is not None:
             ctx.mark_non_differentiable(outcome.components)
@@ -56,7 +56,7 @@ class FusedLoss(torch.autograd.Function):
                 'fused_loss.backend("reference")'
             )
         if grad_output is None:
-            return (None,) * 8
+            return (None,) * 9
         components, weights, *kept = ctx.saved_tensors
         if ctx.waits:
             inputs = LossTensors(*kept)
@@ -66,7 +66,7 @@ class FusedLoss(torch.autograd.Function):
         grad_weights = (
             _weights_gradient(components, weights, grad_output) if ctx.weights_need else None
         )
-        return None, None, grad_r, grad_z, None, None, grad_weights, None
+        return None, None, None, grad_r, grad_z, None, None, grad_weights, None
 
 
 def _scaled(backend: str, kept: list[Tensor | None], grad_output: Tensor) -> list[Tensor | None]:

@@ -135,7 +135,7 @@ def combined_loss(
         class_weight,
     )
     check(spec, tensors)
-    loss, components = _run(spec, tensors)
+    loss, components = _run(spec, tensors, return_components)
     if not return_components:
         return loss
     assert components is not None
@@ -182,15 +182,17 @@ def split_weights(
     return None, (float(w_reg), float(w_cls))
 
 
-def _run(spec: LossSpec, tensors: LossTensors) -> tuple[Tensor, Tensor | None]:
-    """The loss and its components on the backend that takes them."""
+def _run(
+    spec: LossSpec, tensors: LossTensors, components: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """The loss, and its components if they are wanted, on the backend that takes them."""
     backend = kernels.resolve(spec, tensors)
     differentiable = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (*tensors[:2], tensors.weights)
     )
     if differentiable and backend != "reference":
-        return FusedLoss.apply(backend, spec, *tensors)
-    outcome = kernels.forward(backend, spec, tensors, Needs(False, False))
+        return FusedLoss.apply(backend, spec, components, *tensors)
+    outcome = kernels.forward(backend, spec, tensors, Needs(False, False, components))
     return outcome.loss, outcome.components
 
 

@@ -40,10 +40,11 @@ class LossTensors(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """Which of the two outputs want a gradient."""
+    """Which of the two outputs want a gradient, and whether the components are wanted."""
 
     regression: bool
     classification: bool
+    components: bool = True
 
 
 class Outcome(NamedTuple):
@@ -53,7 +54,7 @@ class Outcome(NamedTuple):
     """
 
     loss: Tensor  # () or (N,)
-    components: Tensor | None  # (2,) or (2, N): regression, classification; None for one head
+    components: Tensor | None  # (2,) or (2, N): regression, classification; or None
     regression_gradient: Tensor | None
     classification_gradient: Tensor | None
 
@@ -103,11 +104,9 @@ def accumulation_dtype(
     regression_output: Tensor | None, classification_output: Tensor | None
 ) -> torch.dtype:
     """`promote(float32, r, z)`: the dtype of the loss and of every sum within it."""
-    dtype = torch.float32
-    for output in (regression_output, classification_output):
-        if output is not None:
-            dtype = torch.promote_types(dtype, output.dtype)
-    return dtype
+    outputs = regression_output, classification_output
+    double = any(output is not None and output.dtype == torch.float64 for output in outputs)
+    return torch.float64 if double else torch.float32
 
 
 def class_axis(logits: Tensor) -> tuple[int, tuple[int, ...]]:

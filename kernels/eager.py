@@ -15,7 +15,7 @@ written into it (or, for half types, into a float32 block) and turned into the g
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -55,73 +55,91 @@ def scale(gradients: list[Tensor], grad_output: Tensor, in_place: bool) -> list[
 
 
 def _run(spec: LossSpec, tensors: LossTensors, needs: Needs, upstream: Tensor | None) -> Outcome:
-    dtype = accumulation_dtype(tensors.regression_output, tensors.classification_output)
-    w_reg, w_cls = _weights(spec, tensors, dtype)
+    r, z, y, t, weights, class_weight = tensors
+    dtype = accumulation_dtype(r, z)
+    one_sample = z is not None and z.dim() == 1 and spec.per_sample
+    w_reg, w_cls = _weights(spec, weights, dtype)
     if upstream is not None:
         upstream = upstream.to(dtype)
         w_reg, w_cls = w_reg * upstream, w_cls * upstream
     mse = ce = grad_r = grad_z = None
-    if tensors.regression_output is not None:
-        mse, grad_r = _regression(spec, tensors, dtype, w_reg, needs.regression)
-    if tensors.classification_output is not None:
-        ce, grad_z = _classification(spec, tensors, dtype, w_cls, needs.classification)
+    if r is not None and y is not None:
+        grad_r = torch.empty_like(r) if needs.regression else None
+        mse = _regression(spec, r, y, grad_r, dtype, w_reg, one_sample)
+    if z is not None and t is not None:
+        grad_z = torch.empty_like(z) if needs.classification else None
+        ce = _Classification(spec, z, t, grad_z, class_weight, dtype).run(w_cls)
     if mse is None or ce is None:  # cross_entropy or mse_loss alone: weight 1
         only = ce if mse is None else mse
         assert only is not None
         return Outcome(only, None, grad_r, grad_z)
     loss = w_reg * mse + w_cls * ce if upstream is None else mse
-    return Outcome(loss, torch.stack((mse, ce)), grad_r, grad_z)
+    return Outcome(loss, torch.stack((mse, ce)) if needs.components else None, grad_r, grad_z)
 
 
-def _weights(spec: LossSpec, tensors: LossTensors, dtype: torch.dtype) -> tuple[Any, Any]:
+def _weights(spec: LossSpec, weights: Tensor | None, dtype: torch.dtype) -> tuple[Any, Any]:
     """`(w_reg, w_cls)`: two floats or two 0-d tensors."""
-    if tensors.weights is None:
+    if weights is None:
         return spec.weights or (1.0, 1.0)
-    weights = tensors.weights.to(dtype)
-    return (weights, 1 - weights) if weights.dim() == 0 else (weights[0], weights[1])
+    weights = weights.to(dtype)
+    return (weights[0], weights[1]) if weights.dim() else (weights, 1 - weights)
+
+
+def _blocks(rows: int, *tensors: Any) -> Iterator[tuple[Any, ...]]:
+    """The tensors in blocks of `rows` along dimension 0; numbers, 0-d tensors and None go along."""
+    first = tensors[0]
+    if first.dim() == 0 or len(first) <= rows:
+        yield tensors
+        return
+    for start in range(0, len(first), rows):
+        block = slice(start, start + rows)
+        yield tuple(t[block] if isinstance(t, Tensor) and t.dim() else t for t in tensors)
+
+
+def _by_row(values: Any, dims: int) -> Any:
+    """(N,) as (N, 1, ...) of `dims` dimensions; anything else as it is."""
+    if isinstance(values, Tensor) and values.dim() == 1:
+        return values.view(-1, *[1] * (dims - 1))
+    return values
+
+
+# A number is cheaper than a tensor: for small inputs the dispatcher is the cost. So the weights,
+# the denominators and the scale of a row stay Python floats wherever the host knows them.
 
 
 def _regression(
-    spec: LossSpec, tensors: LossTensors, dtype: torch.dtype, weight: float | Tensor, need: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Mean, sum or per-sample mean of (r-y)², and weight · its gradient."""
-    output, targets = tensors.regression_output, tensors.regression_targets
-    assert output is not None
-    assert targets is not None
-    gradient = torch.empty_like(output) if need else None
-    if spec.per_sample and not _one_sample(tensors):
-        columns = max(output[0].numel(), 1) if len(output) else 1
-        scale = 2.0 * weight / columns
-        if isinstance(scale, Tensor) and scale.dim() == 1:  # (N,) in the backward pass
-            scale = scale.view(-1, *[1] * (output.dim() - 1))
-        errors = _squared_errors(output, targets, gradient, dtype, scale)
-        return (errors if errors.dim() < 2 else errors.flatten(1).sum(1) / columns), gradient
-    count = output.numel()
-    divisor = 1 if spec.reduction == "sum" else max(count, 1) if spec.per_sample else count
-    scale = 2.0 * weight / max(divisor, 1)
-    blocks = _blocks(output, targets, gradient)
-    total = _sum(_squared_errors(r, y, g, dtype, scale) for r, y, g in blocks)
-    return (total if divisor == 1 else total / divisor), gradient
-
-
-def _blocks(
-    output: Tensor, targets: Tensor, gradient: Tensor | None
-) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """(r, y, gradient) in blocks of about BLOCK_ELEMENTS."""
-    if output.numel() <= BLOCK_ELEMENTS:
-        yield output, targets, gradient
-        return
-    if output.is_contiguous() and targets.is_contiguous():
-        output, targets = output.view(-1), targets.view(-1)
+    spec: LossSpec,
+    r: Tensor,
+    y: Tensor,
+    gradient: Tensor | None,
+    dtype: torch.dtype,
+    weight: Any,
+    one_sample: bool,
+) -> Tensor:
+    """Mean, sum or per-sample mean of (r-y)²; writes weight · its gradient."""
+    if spec.per_sample and not one_sample:
+        columns = max(r[0].numel(), 1) if len(r) else 1
+        scale = _by_row(2.0 * weight / columns, r.dim())
+        errors = _squared_errors(r, y, gradient, dtype, scale)
+        return errors if errors.dim() < 2 else errors.flatten(1).sum(1) / columns
+    divisor = 1 if spec.reduction == "sum" else max(r.numel(), 1)
+    scale = 2.0 * weight / divisor
+    if r.numel() > BLOCK_ELEMENTS and r.is_contiguous() and y.is_contiguous():
+        r, y = r.view(-1), y.view(-1)
         gradient = None if gradient is None else gradient.view(-1)
-    rows = max(1, BLOCK_ELEMENTS * len(output) // output.numel())
-    for start in range(0, len(output), rows):
-        block = slice(start, start + rows)
-        yield output[block], targets[block], None if gradient is None else gradient[block]
+    rows = BLOCK_ELEMENTS * len(r) // r.numel() if r.dim() and r.numel() else 1
+    sums = [
+        _squared_errors(r_block, y_block, g_block, dtype, scale).sum()
+        for r_block, y_block, g_block in _blocks(max(rows, 1), r, y, gradient)
+    ]
+    total = sums[0] if len(sums) == 1 else torch.stack(sums).sum()
+    if spec.reduction == "mean" and r.numel() == 0:
+        return total * torch.nan
+    return total if divisor == 1 else total / divisor
 
 
 def _squared_errors(
-    r: Tensor, y: Tensor, gradient: Tensor | None, dtype: torch.dtype, scale: float | Tensor
+    r: Tensor, y: Tensor, gradient: Tensor | None, dtype: torch.dtype, scale: Any
 ) -> Tensor:
     """(r-y)² in `dtype`; scale · (r-y) goes into `gradient`."""
     difference = r.to(dtype) - y.to(dtype)
@@ -130,31 +148,7 @@ def _squared_errors(
     return difference * difference
 
 
-def _classification(
-    spec: LossSpec, tensors: LossTensors, dtype: torch.dtype, weight: float | Tensor, need: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Mean, sum or per-sample mean of the cross-entropies, and weight · its gradient."""
-    logits, targets = tensors.classification_output, tensors.classification_targets
-    assert logits is not None
-    assert targets is not None
-    gradient = torch.empty_like(logits) if need else None
-    class_weight = tensors.class_weight
-    if class_weight is not None:
-        class_weight = class_weight.to(dtype)
-    if _one_sample(tensors):  # (C,) -> (1, C)
-        views = logits[None], targets[None], None if gradient is None else gradient[None]
-    else:
-        views = logits, targets, gradient
-    head = _Head(spec, *views, class_weight, dtype)
-    try:
-        loss = head.run(weight)
-    except (IndexError, RuntimeError) as error:
-        head.explain(error)
-        raise
-    return (loss[0] if spec.per_sample and _one_sample(tensors) else loss), gradient
-
-
-class _Head:
+class _Classification:
     """The classification head of one call: z (N, C, d1, ...) and what is known of its targets."""
 
     def __init__(
@@ -166,49 +160,56 @@ class _Head:
         class_weight: Tensor | None,
         dtype: torch.dtype,
     ) -> None:
+        self.one_sample = logits.dim() == 1
+        if self.one_sample:  # (C,) -> (1, C)
+            logits, targets = logits[None], targets[None]
+            gradient = None if gradient is None else gradient[None]
         self.spec, self.logits, self.gradient, self.dtype = spec, logits, gradient, dtype
         self.classes, self.shape = class_axis(logits)  # C; (N, d1, ...)
-        self.class_weight = class_weight  # (C,)
+        self.class_weight = None if class_weight is None else class_weight.to(dtype)
         self.soft = targets.is_floating_point()
         self.targets = targets if self.soft else targets.long()
         self.ignored: Tensor | None = None  # positions without a label; None: there are none
         self.illegal: Tensor | None = None  # positions with an index outside [0, C)
         self.target_weight: Tensor | None = None  # class_weight[t], (N, d1, ...)
 
-    def run(self, weight: float | Tensor) -> Tensor:
-        """The reduced loss; writes weight · its gradient."""
+    def run(self, weight: Any) -> Tensor:
+        """The reduced loss; writes weight · its gradient.
+
+        Raises:
+            IndexError: On a CPU, a class index lies outside [0, C).
+        """
+        try:
+            loss = self._reduced(weight)
+        except (IndexError, RuntimeError) as error:
+            named = None
+            if not self.soft and self.logits.device.type == "cpu":
+                named = index_error(self.targets, self.classes, self.spec.ignore_index)
+            if named is None:
+                raise
+            raise named from error
+        return loss[0] if self.one_sample and self.spec.per_sample else loss
+
+    def _reduced(self, weight: Any) -> Tensor:
         if not self.soft:
             self._read_indices()
         denominator = self._denominator()
-        scale = self._scale(weight, denominator) if self.gradient is not None else None
-        step = max(1, BLOCK_ELEMENTS // max(self.logits[0].numel(), 1)) if len(self.logits) else 1
-        if len(self.logits) <= step:
-            losses = self._block(slice(None), scale)
-        else:
-            starts = range(0, len(self.logits), step)
-            losses = torch.cat([self._block(slice(s, s + step), scale) for s in starts])
+        scale = None if self.gradient is None else self._scale(weight, denominator)
+        elements = self.logits.numel()
+        rows = max(1, BLOCK_ELEMENTS * len(self.logits) // elements) if elements else 1
+        views = self.targets, self.gradient, self.target_weight, self.ignored, scale
+        blocks = [self._block(*block) for block in _blocks(rows, self.logits, *views)]
+        losses = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
         if self.illegal is not None:
             losses = losses.masked_fill(self.illegal, torch.nan)
         if self.ignored is not None:
             losses = losses.masked_fill(self.ignored, 0.0)
         if self.spec.per_position:
             return losses
-        if self.spec.reduction == "none":
+        if self.spec.per_sample:
             return losses if losses.dim() < 2 else losses.flatten(1).sum(1) / denominator
         total = losses.sum()
         return total if self.spec.reduction == "sum" else total / denominator
-
-    def explain(self, error: Exception) -> None:
-        """Turn an operator's own range error into one that names the index.
-
-        Raises:
-            IndexError: A class index lies outside [0, C).
-        """
-        if self.soft or self.logits.device.type != "cpu":
-            return
-        named = index_error(self.targets, self.classes, self.spec.ignore_index)
-        if named is not None:
-            raise named from error
 
     def _read_indices(self) -> None:
         ignored = self.targets == self.spec.ignore_index
@@ -222,15 +223,15 @@ class _Head:
         if self.class_weight is not None:
             self.target_weight = self.class_weight[self.targets]
 
-    def _denominator(self) -> float | Tensor:
-        """What a sum of losses is divided by: 0-d for "mean", (N,) or a number for "none"."""
+    def _denominator(self) -> Any:
+        """What a sum of losses is divided by: a number or 0-d for "mean", or (N,) for "none"."""
         if self.spec.per_position:
             return 1
-        if self.spec.reduction == "none":
+        if self.spec.per_sample:
             if self.ignored is None or self.ignored.dim() < 2:
-                return max(self.logits[0, 0].numel(), 1) if len(self.logits) else 1
+                return max(math.prod(self.shape[1:]), 1)
             return (~self.ignored).flatten(1).sum(1).clamp(min=1).to(self.dtype)
-        if self.spec.reduction != "mean":
+        if self.spec.reduction == "sum":
             return 1
         if self.soft or (self.ignored is None and self.target_weight is None):
             return math.prod(self.shape)
@@ -240,41 +241,51 @@ class _Head:
         weights = self.target_weight
         return (weights if self.ignored is None else weights.masked_fill(self.ignored, 0)).sum()
 
-    def _scale(self, weight: float | Tensor, denominator: float | Tensor) -> Tensor:
-        """d loss / d (a position's cross-entropy): (N, d1, ...); 0 where nothing is labelled."""
+    def _scale(self, weight: Any, denominator: Any) -> Any:
+        """d loss / d (a position's cross-entropy): a number, 0-d, or (N, d1, ...).
+
+        0 where a position has no label, and everywhere where nothing has one.
+        """
         if isinstance(denominator, Tensor):
             scale = torch.where(denominator == 0, 0.0, weight / denominator)
         else:
-            scale = weight / max(denominator, 1)  # type: ignore[assignment]
+            scale = weight / max(denominator, 1)
+        if self.ignored is None and self.illegal is None:
+            return _by_row(scale, len(self.shape))
         if not isinstance(scale, Tensor):
             scale = torch.full((), scale, dtype=self.dtype, device=self.logits.device)
-        elif scale.dim() == 1:  # (N,): one a sample
-            scale = scale.view(-1, *[1] * (len(self.shape) - 1))
-        scale = scale.to(self.dtype).expand(self.shape)
+        scale = _by_row(scale, len(self.shape)).expand(self.shape)
         if self.illegal is not None:
             scale = scale.masked_fill(self.illegal, torch.nan)
         return scale if self.ignored is None else scale.masked_fill(self.ignored, 0.0)
 
-    def _block(self, block: slice, scale: Tensor | None) -> Tensor:
-        """Unreduced losses of a block of samples; finishes the block's gradient."""
-        logits, targets = self.logits[block], self.targets[block]
-        target = None if self.gradient is None else self.gradient[block]
-        direct = target is not None and target.dtype == self.dtype and target.is_contiguous()
-        log_p = torch.log_softmax(logits.to(self.dtype), 1, out=target if direct else None)
-        rows = None if scale is None else scale[block].unsqueeze(1)  # (n, 1, d1, ...)
+    def _block(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        gradient: Tensor | None,
+        weight: Tensor | None,
+        ignored: Tensor | None,
+        scale: Any,
+    ) -> Tensor:
+        """Unreduced losses (n, d1, ...) of a block of samples; finishes the block's gradient."""
+        direct = gradient is not None and gradient.dtype == self.dtype and gradient.is_contiguous()
+        log_p = torch.log_softmax(logits.to(self.dtype), 1, out=gradient if direct else None)
+        if isinstance(scale, Tensor) and scale.dim():
+            scale = scale.unsqueeze(1)  # (n, 1, d1, ...)
         if self.soft:
-            losses = self._soft(log_p, targets, rows)
+            losses = self._soft(log_p, targets, scale)
         else:
-            weight = None if self.target_weight is None else self.target_weight[block].unsqueeze(1)
-            losses = self._hard(log_p, targets.unsqueeze(1), weight, rows)
-        if target is not None and self.ignored is not None:
-            log_p.masked_fill_(self.ignored[block].unsqueeze(1), 0.0)  # NaN · 0 is not 0
-        if target is not None and not direct:
-            target.copy_(log_p)
+            weight = None if weight is None else weight.unsqueeze(1)
+            losses = self._hard(log_p, targets.unsqueeze(1), weight, scale)
+        if gradient is not None and ignored is not None:
+            log_p.masked_fill_(ignored.unsqueeze(1), 0.0)  # NaN · 0 is not 0
+        if gradient is not None and not direct:
+            gradient.copy_(log_p)
         return losses
 
-    def _soft(self, log_p: Tensor, targets: Tensor, rows: Tensor | None) -> Tensor:
-        """Losses (n, d1, ...); with `rows`, log p becomes rows · (p·Σq' - q')."""
+    def _soft(self, log_p: Tensor, targets: Tensor, scale: Any) -> Tensor:
+        """Losses (n, d1, ...); with a scale, log p becomes scale · (p·Σq' - q')."""
         smoothing = self.spec.label_smoothing
         q = targets.to(self.dtype)
         if smoothing:
@@ -282,48 +293,33 @@ class _Head:
         if self.class_weight is not None:
             q = q * self._by_class(self.class_weight)
         losses = -(log_p * q).sum(1)
-        if rows is not None:
-            log_p.exp_().mul_(q.sum(1, keepdim=True)).sub_(q).mul_(rows)
+        if scale is not None:
+            log_p.exp_().mul_(q.sum(1, keepdim=True)).sub_(q).mul_(scale)
         return losses
 
-    def _hard(
-        self, log_p: Tensor, index: Tensor, weight: Tensor | None, rows: Tensor | None
-    ) -> Tensor:
-        """Losses (n, d1, ...); with `rows`, log p becomes rows · (p·Σq' - q').
+    def _hard(self, log_p: Tensor, index: Tensor, weight: Tensor | None, scale: Any) -> Tensor:
+        """Losses (n, d1, ...); with a scale, log p becomes scale · (p·Σq' - q').
 
         Here q' = a·1[c = t] + b·class_weight with a = (1-ε)·class_weight[t] and b = ε/C.
         """
         smoothing = self.spec.label_smoothing
         classes = None if self.class_weight is None else self._by_class(self.class_weight)
-        losses = -log_p.gather(1, index)
-        a: float | Tensor = 1 - smoothing
+        a: Any = 1 - smoothing if weight is None else (1 - smoothing) * weight
         b = smoothing / self.classes
-        if weight is not None:
-            a = a * weight
-        losses = losses if isinstance(a, float) and a == 1 else losses * a
+        losses = log_p.gather(1, index) * -a
         if smoothing:
             every = log_p if classes is None else log_p * classes
             losses = losses - b * every.sum(1, keepdim=True)
-        if rows is not None:
+        if scale is not None:
             even: Any = b * (self.classes if classes is None else classes.sum())
-            log_p.exp_().mul_(rows * (a + even if smoothing else a))
+            log_p.exp_().mul_(scale * (a + even))
             if smoothing:
-                log_p.sub_(rows * b if classes is None else rows * b * classes)
-            log_p.scatter_add_(1, index, rows * -a)
+                log_p.sub_(scale * b if classes is None else scale * b * classes)
+            hit = scale * -a
+            hit = hit if isinstance(hit, Tensor) else log_p.new_full((), hit)
+            log_p.scatter_add_(1, index, hit.expand(index.shape))
         return losses.squeeze(1)
 
     def _by_class(self, values: Tensor) -> Tensor:
         """(C,) as (1, C, 1, ...)."""
         return values.view(1, -1, *[1] * (len(self.shape) - 1))
-
-
-def _one_sample(tensors: LossTensors) -> bool:
-    """Whether the logits are (C,)."""
-    logits = tensors.classification_output
-    return logits is not None and logits.dim() == 1
-
-
-def _sum(blocks: Iterable[Tensor]) -> Tensor:
-    """The sum of all elements, block after block in order."""
-    sums = [block.sum() for block in blocks]
-    return sums[0] if len(sums) == 1 else torch.stack(sums).sum()
