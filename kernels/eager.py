@@ -88,10 +88,10 @@ def _weights(spec: LossSpec, weights: Tensor | None, dtype: torch.dtype) -> tupl
 def _blocks(rows: int, *tensors: Any) -> Iterator[tuple[Any, ...]]:
     """The tensors in blocks of `rows` along dimension 0; numbers, 0-d tensors and None go along."""
     first = tensors[0]
-    if first.dim() == 0 or len(first) <= rows:
+    if first.dim() == 0 or first.shape[0] <= rows:
         yield tensors
         return
-    for start in range(0, len(first), rows):
+    for start in range(0, first.shape[0], rows):
         block = slice(start, start + rows)
         yield tuple(t[block] if isinstance(t, Tensor) and t.dim() else t for t in tensors)
 
@@ -118,7 +118,7 @@ def _regression(
 ) -> Tensor:
     """Mean, sum or per-sample mean of (r-y)²; writes weight · its gradient."""
     if spec.per_sample and not one_sample:
-        columns = max(r[0].numel(), 1) if len(r) else 1
+        columns = max(r[0].numel(), 1) if r.shape[0] else 1
         scale = _by_row(2.0 * weight / columns, r.dim())
         errors = _squared_errors(r, y, gradient, dtype, scale)
         return errors if errors.dim() < 2 else errors.flatten(1).sum(1) / columns
@@ -127,7 +127,7 @@ def _regression(
     if r.numel() > BLOCK_ELEMENTS and r.is_contiguous() and y.is_contiguous():
         r, y = r.view(-1), y.view(-1)
         gradient = None if gradient is None else gradient.view(-1)
-    rows = BLOCK_ELEMENTS * len(r) // r.numel() if r.dim() and r.numel() else 1
+    rows = BLOCK_ELEMENTS * r.shape[0] // r.numel() if r.dim() and r.numel() else 1
     sums = [
         _squared_errors(r_block, y_block, g_block, dtype, scale).sum()
         for r_block, y_block, g_block in _blocks(max(rows, 1), r, y, gradient)
@@ -196,7 +196,7 @@ class _Classification:
         denominator = self._denominator()
         scale = None if self.gradient is None else self._scale(weight, denominator)
         elements = self.logits.numel()
-        rows = max(1, BLOCK_ELEMENTS * len(self.logits) // elements) if elements else 1
+        rows = max(1, BLOCK_ELEMENTS * self.logits.shape[0] // elements) if elements else 1
         views = self.targets, self.gradient, self.target_weight, self.ignored, scale
         blocks = [self._block(*block) for block in _blocks(rows, self.logits, *views)]
         losses = blocks[0] if len(blocks) == 1 else torch.cat(blocks)

@@ -1,0 +1,178 @@
+"""One case after another: every provider is checked, and the right ones are timed together."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fused_loss.bench.cases import Case, Inputs, Phase
+from fused_loss.bench.measure import Neighbours, Plan, Timing, alternate, first_call
+from fused_loss.bench.providers import Program, Provider
+from fused_loss.bench.verify import Errors, allowance, complaint, eager_errors, errors
+
+# What became of a provider on a case. Only "ok" has a time.
+OK, WRONG, FAILED, UNSUPPORTED = "ok", "wrong", "failed", "unsupported"
+CROWD = 0.2  # cores beyond those there are
+CHECK_SEED = 1_000_000  # the check draws other inputs than the clock
+
+
+@dataclass
+class Row:
+    """A provider on a case in a phase."""
+
+    provider: Provider
+    status: str = OK
+    reason: str | None = None  # why the status is not "ok"
+    errors: Errors | None = None  # against float64, by output
+    allowed: Errors | None = None
+    first_call: float | None = None  # seconds, compilation included
+    timing: Timing | None = None
+
+    @property
+    def disgrace(self) -> bool:
+        """Whether this package fails where it claims to be right."""
+        return self.provider.ours and self.status in (WRONG, FAILED)
+
+
+@dataclass
+class Record:
+    """All providers on a case in a phase, measured in one run."""
+
+    case: Case
+    phase: Phase
+    rows: list[Row]
+    input_sets: int
+    neighbours: float | None = None  # cores that other processes used meanwhile, where known
+
+    @property
+    def crowded(self) -> bool:
+        """Whether this process and others wanted more CPU than there is: distrust its wall time."""
+        wall = any(row.timing and row.timing.clock == "wall" for row in self.rows)
+        wanted = torch.get_num_threads() + (self.neighbours or 0.0)
+        return wall and wanted > (os.cpu_count() or 1) + CROWD
+
+    def median(self, provider: str) -> float | None:
+        """Seconds a call, or None where the provider was not timed here."""
+        return next(
+            (r.timing.median for r in self.rows if r.provider.name == provider and r.timing), None
+        )
+
+    def ratio(self, row: Row, provider: str) -> float | None:
+        """The row's time as a multiple of another provider's, of the same run."""
+        other = self.median(provider)
+        return row.timing.median / other if row.timing and other else None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain numbers: seconds, bytes, and ratios to eager and copy."""
+        return {
+            "case": self.case.as_json(),
+            "phase": self.phase.value,
+            "input_sets": self.input_sets,
+            "other_processes_cores": self.neighbours,
+            "crowded": self.crowded,
+            "providers": [self._row(row) for row in self.rows],
+        }
+
+    def _row(self, row: Row) -> dict[str, Any]:
+        entry: dict[str, Any] = {
+            "name": row.provider.name,
+            "status": row.status,
+            "reason": row.reason,
+            "errors": row.errors and {k: e._asdict() for k, e in row.errors.items()},
+            "allowed": row.allowed and {k: e._asdict() for k, e in row.allowed.items()},
+            "first_call_s": row.first_call,
+        }
+        if row.timing:
+            timing = row.timing
+            entry |= {
+                "clock": timing.clock,
+                "calls_per_sample": timing.calls,
+                "samples_s": [float(f"{second:.4g}") for second in timing.seconds],
+                "median_s": timing.median,
+                "p10_s": timing.quantile(0.1),
+                "p90_s": timing.quantile(0.9),
+                "bytes_per_s": self.case.bytes_moved(self.phase) / timing.median,
+                "ratio_to_eager": self.ratio(row, "eager"),
+                "ratio_to_copy": self.ratio(row, "copy"),
+            }
+        return entry
+
+
+def run_case(
+    case: Case,
+    phase: Phase,
+    providers: Sequence[Provider],
+    device: torch.device,
+    plan: Plan,
+    progress: Callable[[float, str], Any] = lambda share, doing: None,
+) -> Record:
+    """Check every provider on a case, then time those that are right against each other.
+
+    Args:
+        case: What to compute.
+        phase: How much of it.
+        providers: Those available on the device.
+        device: Where.
+        plan: How long.
+        progress: Called with the share done, in [0, 1], and what comes next.
+    """
+    torch.compiler.reset()  # a compiler that remembers other shapes would generalise, or give up
+    rows, programs = [], {}
+    fresh = case.make(device, CHECK_SEED)
+    of_eager = eager_errors(case, phase, fresh)
+    for done, provider in enumerate(providers):
+        progress(0.5 * done / len(providers), f"check {provider.name}")
+        row, program = _check(case, phase, provider, device, fresh, of_eager)
+        rows.append(row)
+        if program is not None:
+            programs[provider.name] = program
+    del fresh
+    _release(device)
+    progress(0.5, "time")
+    count = case.input_sets(device)
+    sets = [case.make(device, seed) for seed in range(count)]
+    with Neighbours() as neighbours:
+        timings = alternate(programs, sets, plan, lambda share: progress(0.5 + 0.5 * share, "time"))
+    for row in rows:
+        row.timing = timings.get(row.provider.name)
+    return Record(case, phase, rows, count, neighbours.cores)
+
+
+def _check(
+    case: Case,
+    phase: Phase,
+    provider: Provider,
+    device: torch.device,
+    inputs: Inputs,
+    of_eager: Errors,
+) -> tuple[Row, Program | None]:
+    """The provider's row, and its program where it may be timed."""
+    row = Row(provider)
+    try:
+        program = provider.program(case, phase, device)
+        outputs, row.first_call = first_call(program, inputs)
+        if provider.computes:
+            row.errors, row.allowed = errors(case, inputs, outputs), allowance(of_eager, outputs)
+            row.reason = complaint(row.errors, row.allowed)
+    except NotImplementedError as refusal:
+        row.status, row.reason = UNSUPPORTED, str(refusal)
+        return row, None
+    except Exception as error:  # whatever a peer raises, the others are still measured
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        row.status, row.reason = FAILED, f"{type(error).__name__}: {first_line}"
+        return row, None
+    if row.reason:
+        row.status = WRONG
+        return row, None
+    return row, program
+
+
+def _release(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

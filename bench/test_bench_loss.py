@@ -1,0 +1,48 @@
+"""`pytest bench`: the registry under pytest-benchmark, for its statistics, storage and comparison.
+
+`FUSED_LOSS_BENCH_SUITE` names the suite; by default "gpu" where there is a GPU, else "smoke".
+`-k` narrows it: `pytest bench -k "tutorial and not compile"`.
+"""
+
+import os
+from itertools import cycle
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from fused_loss.bench.cases import Case, Phase
+from fused_loss.bench.measure import first_call, timer
+from fused_loss.bench.providers import PROVIDERS, Provider
+from fused_loss.bench.suites import SUITES
+from fused_loss.bench.verify import allowance, complaint, eager_errors, errors
+
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda", 0) if GPU else torch.device("cpu")
+SUITE = os.environ.get("FUSED_LOSS_BENCH_SUITE", "gpu" if GPU else "smoke")
+AVAILABLE = [p for p in PROVIDERS.values() if p.available(DEVICE) is None]
+
+
+@pytest.mark.benchmark(timer=timer(DEVICE), warmup=True, warmup_iterations=3, disable_gc=True)
+@pytest.mark.parametrize("provider", AVAILABLE, ids=lambda provider: provider.name)
+@pytest.mark.parametrize("phase", list(Phase), ids=lambda phase: phase.value)
+@pytest.mark.parametrize("case", SUITES[SUITE], ids=lambda case: case.name)
+def test_loss(benchmark: BenchmarkFixture, case: Case, phase: Phase, provider: Provider) -> None:
+    torch.compiler.reset()
+    program = provider.program(case, phase, DEVICE)
+    fresh = case.make(DEVICE, seed=1)
+    outputs, compilation = first_call(program, fresh)
+    if provider.computes:
+        allowed = allowance(eager_errors(case, phase, fresh), outputs)
+        assert complaint(errors(case, fresh, outputs), allowed) is None
+    del fresh, outputs
+    sets = cycle([case.make(DEVICE, seed) for seed in range(2, 2 + case.input_sets(DEVICE))])
+    benchmark.group = f"{case.name} {phase.value}"
+    benchmark.extra_info.update(
+        bytes_moved=case.bytes_moved(phase),
+        first_call_s=compilation,
+        threads=torch.get_num_threads(),
+        device=str(DEVICE),
+    )
+    with program.context():
+        benchmark(lambda: program.step(next(sets)))

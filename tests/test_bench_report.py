@@ -1,0 +1,164 @@
+"""`fused-loss bench` from its arguments to its table and its file. No time decides."""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from _bench import gradient_off
+
+from fused_loss.bench import PROVIDERS, SUITES, Phase, report
+
+ROOT = Path(__file__).parents[1]
+QUICK = ["--rounds", "2", "--providers", "eager,fused-eager,copy", "--device", "cpu"]
+
+
+def bench(*words: str) -> int:
+    parser = argparse.ArgumentParser()
+    report.configure(parser)
+    return report.run(parser.parse_args(words))
+
+
+def test_the_smoke_suite_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert bench("--suite", "smoke", *QUICK, "--out", str(tmp_path)) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["complete"]
+    assert results["command"].startswith("fused-loss bench --suite smoke")
+    assert results["environment"]["threads"]["torch"] == torch.get_num_threads()
+    assert results["environment"]["packages"]["torch"] == torch.__version__
+    assert results["environment"]["device"]["type"] == "cpu"
+    expected = {(case.name, phase.value) for case in SUITES["smoke"] for phase in Phase}
+    assert {(r["case"]["name"], r["phase"]) for r in results["records"]} == expected
+    for record in results["records"]:
+        check_record(record)
+    printed = capsys.readouterr().out
+    assert all(case.name in printed for case in SUITES["smoke"])
+    assert all(word in printed for word in ("fused-eager", "× eager", "× copy", "median µs", "p10"))
+
+
+def check_record(record: dict) -> None:
+    rows = {row["name"]: row for row in record["providers"]}
+    assert set(rows) == {"eager", "fused-eager", "copy"}
+    for name, row in rows.items():
+        assert (row["status"], row["reason"]) == ("ok", None)
+        assert len(row["samples_s"]) == 2
+        # samples are written with four digits
+        assert row["median_s"] == pytest.approx(statistics.median(row["samples_s"]), rel=1e-3)
+        assert row["p10_s"] <= row["median_s"] <= row["p90_s"]
+        for other in ("eager", "copy"):
+            assert row[f"ratio_to_{other}"] == row["median_s"] / rows[other]["median_s"]
+        moved = record["case"]["bytes_moved"][record["phase"]]
+        assert row["bytes_per_s"] == moved / row["median_s"]
+        assert (row["errors"] is None) == (name == "copy")
+
+
+def test_the_users_own_shape(tmp_path: Path):
+    words = ("--shape", "16,10,3", "--dtype", "float64", *QUICK, "--out", str(tmp_path))
+    assert bench(*words) == 0
+    first, second = json.loads((tmp_path / "results.json").read_text())["records"]
+    assert first["case"]["name"] == second["case"]["name"] == "16x10x3-float64"
+
+
+def test_a_wrong_provider_of_this_package_fails_the_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    wrong = replace(gradient_off, name="fused-eager", ours=True)
+    monkeypatch.setitem(PROVIDERS, "fused-eager", wrong)
+    assert bench("--shape", "16,10,3", *QUICK) == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "WRONG fused-eager on 16x10x3-float32, forward+backward: classification" in printed
+    assert "norm error" in printed
+
+
+def test_a_wrong_peer_does_not(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    monkeypatch.setitem(PROVIDERS, "peer", replace(gradient_off, name="peer"))
+    assert bench("--shape", "16,10,3", "--providers", "peer,copy", "--rounds", "1") == 0
+    assert "WRONG" in capsys.readouterr().out
+
+
+def test_a_run_cut_short_leaves_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    measured = []
+
+    def interrupted(*args, **kwargs):
+        if measured:
+            raise KeyboardInterrupt
+        measured.append(run_case(*args, **kwargs))
+        return measured[0]
+
+    run_case = report.run_case
+    monkeypatch.setattr(report, "run_case", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bench("--shape", "16,10,3", *QUICK, "--out", str(tmp_path))
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert not results["complete"]
+    assert len(results["records"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--shape", "512,1000"), "N,C,D"),
+        (("--providers", "nobody"), "there are eager"),
+        (("--dtype", "float16"), "goes with --shape"),
+        (("--device", "tpu"), "cpu or cuda"),
+        (("--suite", "gpu"), "no CUDA device"),
+    ],
+)
+def test_arguments_that_make_no_sense(
+    words: tuple[str, ...],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert bench(*words) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [("--rounds", "0"), ("--seconds", "0"), ("--seconds", "nan")])
+def test_no_time_at_all_is_refused(words: tuple[str, ...]):
+    with pytest.raises(SystemExit) as exit_info:
+        bench(*words)
+    assert exit_info.value.code == 2
+
+
+def test_the_command_repeats_the_run():
+    parser = argparse.ArgumentParser()
+    report.configure(parser)
+    words = [
+        "--shape",
+        "4,3,2",
+        "--dtype",
+        "float16",
+        "--providers",
+        "eager,copy",
+        "--seconds",
+        "0.5",
+    ]
+    args = parser.parse_args(words)
+    again = parser.parse_args(report.command(args).split()[2:])
+    assert vars(again) == vars(args)
+
+
+def test_pytest_benchmark_runs_over_the_registry(tmp_path: Path):
+    out = tmp_path / "benchmark.json"
+    words = ["bench", "-k", "tutorial and not compile", "-q", "-p", "no:cacheprovider"]
+    quick = ["--benchmark-max-time=0.01", "--benchmark-min-rounds=2", f"--benchmark-json={out}"]
+    # pytest-benchmark does not measure in a worker of pytest-xdist, as this test may be
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    words = [sys.executable, "-m", "pytest", *words, *quick]
+    subprocess.run(words, check=True, cwd=ROOT, env=alone)
+    found = json.loads(out.read_text())["benchmarks"]
+    groups = {f"tutorial-100x2 {phase.value}" for phase in Phase}
+    assert {entry["group"] for entry in found} == groups
+    tutorial = SUITES["smoke"][0]
+    for entry in found:
+        phase = Phase(entry["group"].split()[1])
+        assert entry["extra_info"]["bytes_moved"] == tutorial.bytes_moved(phase)

@@ -1,0 +1,56 @@
+"""The registry: what is in it, and that it needs nothing but torch."""
+
+import subprocess
+import sys
+
+import pytest
+
+from fused_loss.bench.suites import CASES, SUITES, custom
+
+FAMILIES = {
+    "tutorial",
+    "tabular",
+    "board",
+    "distillation",
+    "autoencoder",
+    "dense",
+    "language",
+    "sweep",
+}
+
+
+def test_a_name_means_one_case():
+    assert all(CASES[case.name] == case for suite in SUITES.values() for case in suite)
+    assert all(len({case.name for case in suite}) == len(suite) for suite in SUITES.values())
+
+
+@pytest.mark.parametrize("suite", ["cpu", "gpu"])
+def test_every_family_is_in_the_large_suites(suite: str):
+    assert {case.family for case in SUITES[suite]} == FAMILIES
+
+
+@pytest.mark.parametrize("suite", ["cpu", "gpu"])
+def test_the_sweep_holds_the_number_of_logits(suite: str):
+    sizes = {case.N * case.C for case in SUITES[suite] if case.family == "sweep"}
+    assert len(sizes) == 1
+
+
+def test_a_shape_of_the_user():
+    case = custom("512,1000,16", "bfloat16")
+    assert (case.logits_shape, case.regression_shape) == ((512, 1000), (512, 16))
+    assert case.logits_dtype == case.regression_dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("shape", ["512,1000", "512,1000,x", "512,1000,-1", "512,0,1", ""])
+def test_a_shape_that_is_none(shape: str):
+    with pytest.raises(ValueError, match=r"N,C,D|at least 1"):
+        custom(shape, "float32")
+
+
+def test_the_registry_needs_nothing_but_torch():
+    check = (
+        "import sys, fused_loss.bench.suites, fused_loss.bench.providers, fused_loss.bench.report;"
+        "found = {'pytest', 'pytest_benchmark', 'rich', 'matplotlib', 'triton'} & set(sys.modules);"
+        "assert not found, found"
+    )
+    subprocess.run([sys.executable, "-c", check], check=True)
