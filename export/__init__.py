@@ -1,1 +1,25 @@
-"""Placeholder."""
+"""Write a two-headed model to ONNX, prove that onnxruntime agrees with PyTorch, run the file."""
+
+from fused_loss.export.errors import (
+    MissingDependencyError,
+    OnnxExportError,
+    OnnxLoadError,
+    OnnxVerificationError,
+)
+from fused_loss.export.report import Comparison, VerificationReport
+from fused_loss.export.runtime import OnnxDualHead
+from fused_loss.export.to_onnx import ExportResult, export_onnx
+from fused_loss.export.verify import verify_onnx
+
+__all__ = [
+    "Comparison",
+    "ExportResult",
+    "MissingDependencyError",
+    "OnnxDualHead",
+    "OnnxExportError",
+    "OnnxLoadError",
+    "OnnxVerificationError",
+    "VerificationReport",
+    "export_onnx",
+    "verify_onnx",
+]

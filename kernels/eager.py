@@ -49,9 +49,11 @@ def gradients(
 
 def scale(gradients: list[Tensor], grad_output: Tensor, in_place: bool) -> list[Tensor]:
     """The stored gradients times a 0-d `grad_output`; in place where nobody else will read them."""
+    if not in_place:
+        return [g * grad_output for g in gradients]
     if grad_output.device.type == "cpu" and grad_output.item() == 1:  # no accelerator: no sync
         return gradients
-    return [g.mul_(grad_output) if in_place else g * grad_output for g in gradients]
+    return [g.mul_(grad_output) for g in gradients]
 
 
 def _run(spec: LossSpec, tensors: LossTensors, needs: Needs, upstream: Tensor | None) -> Outcome:
