@@ -47,13 +47,14 @@ class FusedLoss(torch.autograd.Function):
         """Gradients of both outputs and of the weights.
 
         Raises:
-            RuntimeError: Under `create_graph=True`.
+            RuntimeError: Under `create_graph=True` or `is_grads_batched=True`.
         """
-        if torch.is_grad_enabled():
+        transform = kernels.transform()
+        if torch.is_grad_enabled() or transform:
             raise RuntimeError(
                 f'the backward of backend("{ctx.backend}") is closed-form and cannot be '
-                "differentiated (create_graph=True): compute this loss under "
-                'fused_loss.backend("reference")'
+                f"{'batched' if transform else 'differentiated (create_graph=True)'}: compute "
+                'this loss under fused_loss.backend("reference")'
             )
         if grad_output is None:
             return (None,) * 9

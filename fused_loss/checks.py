@@ -79,7 +79,7 @@ def _check_devices(tensors: LossTensors) -> None:
 def _reshaping(r: Tensor, y: Tensor) -> str:
     """The mend for two shapes that differ."""
     if r.numel() == y.numel():
-        return f"call regression_targets.reshape({', '.join(map(str, r.shape))})"
+        return f"call regression_targets.reshape({tuple(r.shape)})"
     return "every prediction needs its own target"
 
 

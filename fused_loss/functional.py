@@ -10,6 +10,7 @@ from typing import Literal, overload
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import Parameter
 from torch.nn import _reduction as legacy
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
@@ -252,7 +253,10 @@ def _fuses_cross_entropy(
     label_smoothing: float,
 ) -> bool:
     """Whether the call is a legal one that the fused path computes."""
-    if not _plain(input, target, weight) or input.dim() == 0 or not 0 <= label_smoothing <= 1:
+    scalars = type(ignore_index) is int and type(label_smoothing) in (float, int)
+    if not (scalars and abs(ignore_index) < 1 << 63 and 0 <= label_smoothing <= 1):
+        return False
+    if not _plain(input, target, weight) or input.dim() == 0:
         return False
     classes, positions = class_axis(input)
     if target.is_floating_point():
@@ -303,12 +307,13 @@ def mse_loss(
     return (loss.reshape(input.shape) if reduction == "none" else loss).to(input.dtype)
 
 
-def _plain(*tensors: Tensor | None) -> bool:
+def _plain(input: Tensor, target: Tensor, weight: Tensor | None = None) -> bool:
     """Dense, non-empty tensors on one device, of dtypes and in a mode that the fused path takes."""
-    given = [t for t in tensors if t is not None]
-    if not all(isinstance(t, Tensor) for t in given) or torch.compiler.is_compiling():
+    given = [input, target] if weight is None else [input, target, weight]
+    if torch.compiler.is_compiling() or kernels.transform():
         return False
-    input = given[0]
+    if not all(type(t) in (Tensor, Parameter) for t in given):
+        return False
     return (
         input.dtype in FLOAT_DTYPES
         and input.numel() > 0

@@ -9,6 +9,7 @@ from fused_loss.kernels.dispatch import (
     gradient_waits,
     resolve,
     scale,
+    transform,
 )
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "gradient_waits",
     "resolve",
     "scale",
+    "transform",
 ]

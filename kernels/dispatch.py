@@ -13,6 +13,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from fused_loss.kernels import eager, reference
 from fused_loss.spec import LossSpec, LossTensors, Needs, Outcome
@@ -95,9 +96,23 @@ def _refusal(tensors: LossTensors) -> str | None:
     """What in this call the closed-form backends do not take, in words."""
     if torch.compiler.is_compiling():
         return "a graph under torch.compile"
+    around = transform()
+    if around is not None:
+        return around
+    if any(t is not None and type(t) not in (Tensor, Parameter) for t in tensors):
+        return "tensor subclasses"
     targets = tensors.regression_targets, tensors.classification_targets
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in targets):
         return "targets that require grad"
+    return None
+
+
+def transform() -> str | None:
+    """What differentiates or batches this call from outside, in words; None in plain code."""
+    if torch._C._are_functorch_transforms_active():
+        return "a torch.func transform"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "forward-mode differentiation"
     return None
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fused_loss.spec import LossSpec, LossTensors, accumulation_dtype
+from fused_loss.spec import LossSpec, LossTensors, accumulation_dtype, class_axis
 
 
 def forward(spec: LossSpec, tensors: LossTensors) -> tuple[Tensor, Tensor | None]:
@@ -71,20 +71,7 @@ def _classification(spec: LossSpec, tensors: LossTensors, dtype: torch.dtype) ->
         labelled = torch.ones_like(losses)
         share = labelled
     else:
-        targets = targets.long()
-        losses = F.cross_entropy(
-            logits,
-            targets,
-            weight,
-            ignore_index=spec.ignore_index,
-            reduction="none",
-            label_smoothing=spec.label_smoothing,
-        )
-        labelled = (targets != spec.ignore_index).to(dtype)
-        share = labelled
-        if weight is not None:
-            share = labelled * weight[targets.where(labelled.bool(), targets.new_zeros(()))]
-        losses = losses.where(labelled.bool(), losses.new_zeros(()))
+        losses, labelled, share = _by_index(spec, logits, targets.long(), weight)
     if spec.per_position:
         return losses
     if spec.reduction == "none":
@@ -97,3 +84,31 @@ def _classification(spec: LossSpec, tensors: LossTensors, dtype: torch.dtype) ->
     empty = total == 0  # PyTorch's NaN, with a gradient of 0
     mean = losses.sum() / total.where(~empty, total.new_ones(()))
     return mean.where(~empty, mean.new_full((), torch.nan))
+
+
+def _by_index(
+    spec: LossSpec, logits: Tensor, targets: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses, 1 where a position is labelled, and its share of the denominator; (N, d1, ...)."""
+    labelled = targets != spec.ignore_index
+    ignore_index, poison = spec.ignore_index, None
+    if logits.device.type != "cpu" or torch.compiler.is_compiling():
+        # An illegal index would stop the device: class 0 in its place, and NaN for its result.
+        illegal = labelled & ((targets < 0) | (targets >= class_axis(logits)[0]))
+        ignore_index = -100
+        targets = targets.masked_fill(~labelled, ignore_index).masked_fill(illegal, 0)
+        poison = torch.where(illegal, torch.nan, torch.ones_like(targets, dtype=logits.dtype))
+    losses = F.cross_entropy(
+        logits,
+        targets,
+        weight,
+        ignore_index=ignore_index,
+        reduction="none",
+        label_smoothing=spec.label_smoothing,
+    )
+    if poison is not None:
+        losses = losses * poison
+    share = labelled.to(logits.dtype)
+    if weight is not None:
+        share = share * weight[targets.where(labelled, targets.new_zeros(()))]
+    return losses.where(labelled, losses.new_zeros(())), labelled.to(logits.dtype), share

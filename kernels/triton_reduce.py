@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from triton.language import constexpr
 
-from fused_loss.kernels.triton_tiles import count_labels, divide, row_tile
+from fused_loss.kernels.triton_tiles import count_labels, divide, rounded, row_tile
 
 COUNT_BLOCK = constexpr(1024)
 PARTIAL_BLOCK = constexpr(1024)
@@ -71,7 +71,7 @@ def error_tile(
     y = tl.load(y_ptr + y_at, mask=mask, other=0.0).to(ACC)
     error = r - y
     if GRAD:
-        tl.store(g_ptr + g_at, (error * (2.0 * scale)).to(g_ptr.dtype.element_ty), mask=mask)
+        tl.store(g_ptr + g_at, rounded(error * (2.0 * scale), g_ptr), mask=mask)
     return error * error
 
 

@@ -7,6 +7,8 @@ leaves at once and moves no memory; otherwise it reads and writes each gradient 
 import triton
 import triton.language as tl
 
+from fused_loss.kernels.triton_tiles import rounded
+
 
 @triton.jit
 def scale_one(
@@ -16,7 +18,7 @@ def scale_one(
     for tile in range(first, tl.cdiv(elements, BLOCK), step):
         i = tl.full([], tile, tl.int64) * BLOCK + tl.arange(0, BLOCK)
         g = tl.load(from_ptr + i, mask=i < elements, other=0.0).to(ACC)
-        tl.store(to_ptr + i, (g * factor).to(to_ptr.dtype.element_ty), mask=i < elements)
+        tl.store(to_ptr + i, rounded(g * factor, to_ptr), mask=i < elements)
 
 
 @triton.jit

@@ -30,6 +30,14 @@ def divide(a, b, ACC: tl.constexpr):
 
 
 @triton.jit
+def rounded(x, ptr):
+    """x in the dtype that `ptr` holds; float64 reaches bfloat16 by float32."""
+    if (x.dtype == tl.float64) & (ptr.dtype.element_ty == tl.bfloat16):
+        x = x.to(tl.float32)
+    return x.to(ptr.dtype.element_ty)
+
+
+@triton.jit
 def count_labels(
     t_ptr,  # class indices at n·t_stride_n + s·t_stride_s
     w_ptr,  # (C,) class weights
@@ -214,7 +222,7 @@ def row_tile(
                     g -= even * w
                 g -= tl.where(c == t[:, None], hit[:, None], 0.0)
             g = tl.where(labelled[:, None], g * scale[:, None], 0.0)
-            tl.store(g_row[:, None] + c * g_stride_c, g.to(g_ptr.dtype.element_ty), mask=mask)
+            tl.store(g_row[:, None] + c * g_stride_c, rounded(g, g_ptr), mask=mask)
         else:
             for start in range(0, C, BLOCK_C):
                 k = start + c
@@ -231,6 +239,6 @@ def row_tile(
                         g -= even * class_weights(w_ptr, k, C, HAS_WEIGHT, ACC)
                     g -= tl.where(k == t[:, None], hit[:, None], 0.0)
                 g = tl.where(labelled[:, None], g * scale[:, None], 0.0)
-                tl.store(g_row[:, None] + k * g_stride_c, g.to(g_ptr.dtype.element_ty), mask=mask)
+                tl.store(g_row[:, None] + k * g_stride_c, rounded(g, g_ptr), mask=mask)
 
     return tl.where(labelled, loss, 0.0), tl.where(labelled, w_t, 0.0)
