@@ -7,6 +7,7 @@ under `FUSED_LOSS_DEBUG=1`.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -24,8 +25,8 @@ def check(spec: LossSpec, tensors: LossTensors) -> None:
         ValueError: Shapes, devices or options that do not go together.
         IndexError: Under `FUSED_LOSS_DEBUG=1`, a class index outside [0, C) on any device.
     """
-    for name, tensor in zip(LossTensors._fields, tensors, strict=True):
-        if tensor is None and name in ("weights", "class_weight"):
+    for name, tensor in _named(tensors):
+        if tensor is None and name in ("loss_weights", "class_weight"):
             continue
         _check_tensor(name, tensor)
     r, z, y, t, weights, class_weight = tensors
@@ -56,6 +57,14 @@ def check(spec: LossSpec, tensors: LossTensors) -> None:
             raise error
 
 
+def _named(tensors: LossTensors) -> Iterator[tuple[str, Tensor | None]]:
+    """The tensors by the names of the public arguments."""
+    for name, tensor in zip(LossTensors._fields, tensors, strict=True):
+        if name == "weights":
+            name = "alpha" if isinstance(tensor, Tensor) and not tensor.dim() else "loss_weights"
+        yield name, tensor
+
+
 def _check_tensor(name: str, tensor: Tensor | None) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
@@ -68,7 +77,7 @@ def _check_tensor(name: str, tensor: Tensor | None) -> None:
 def _check_devices(tensors: LossTensors) -> None:
     first = tensors.regression_output
     assert first is not None
-    for name, tensor in zip(LossTensors._fields, tensors, strict=True):
+    for name, tensor in _named(tensors):
         if tensor is not None and tensor.device != first.device:
             raise ValueError(
                 f"{name} is on {tensor.device} and regression_output on {first.device}: "
@@ -127,8 +136,8 @@ def _check_samples(r: Tensor, z: Tensor) -> None:
 
 
 def _check_weights(weights: Tensor) -> None:
-    name = "alpha" if weights.dim() == 0 else "loss_weights"
     if weights.dtype not in FLOAT_DTYPES:
+        name = "alpha" if weights.dim() == 0 else "loss_weights"
         raise TypeError(f"{name} must be floating-point, got {weights.dtype}: call .float()")
 
 

@@ -179,7 +179,8 @@ class _Call:
         self.soft = tensors.probabilities
         self.smooth = z is not None and spec.label_smoothing > 0
         self.positions = self.z.samples * self.z.positions
-        adjacent = self.z.stride_c == 1 or self.z.positions == 1
+        between_rows = self.z.stride_s if self.z.positions > 1 else self.z.stride_n
+        adjacent = self.z.stride_c == 1 or self.z.stride_c < between_rows
         plain = not (self.soft or self.smooth or self.class_weight is not None)
         self.tile = tile(self.z.classes, adjacent, plain, self.dtype.itemsize)
 
