@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 IGNORE_INDEX = -100  # the default of `F.cross_entropy`, so no provider passes it
+SCALE = 65536.0  # the initial scale of `torch.amp.GradScaler`
 
 
 class Phase(str, Enum):
@@ -21,6 +22,13 @@ class Phase(str, Enum):
 
     FORWARD = "forward"  # the loss, under no-grad
     TRAINING = "forward+backward"  # the loss and both gradients, for a grad_output of 1
+    SCALED = "scaled forward+backward"  # the same for a GradScaler's grad_output, `SCALE`
+    STEP = "training step"  # of a small model: forward, loss, backward, optimizer
+
+    @property
+    def grad_output(self) -> float:
+        """What the backward pass begins with."""
+        return SCALE if self is Phase.SCALED else 1.0
 
 
 class Inputs(NamedTuple):
@@ -103,6 +111,11 @@ class Case:
         """How many positions carry `IGNORE_INDEX`: the same number for every seed."""
         return round(self.ignored * math.prod(self.targets_shape))
 
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """Every phase; the small model of `Phase.STEP` has linear heads, one position a sample."""
+        return tuple(p for p in Phase if p is not Phase.STEP or not self.positions)
+
     # With b bytes a logit, d bytes an element of the regression, P positions of which L are
     # labelled, and M elements of the regression, no implementation moves less than
     #
@@ -110,21 +123,35 @@ class Case:
     #                      + 8·P    class indices read   (or P·C·b probabilities)
     #                      + 2·M·d  r and y read
     #                      + C·b    class weights read, where there are any
-    #     forward+backward + P·C·b  gradient written     (ignored rows are written too: zeros)
+    #     with backward    + P·C·b  gradient written     (ignored rows are written too: zeros)
     #                      + M·d    gradient written
     #
     # The loss itself is one scalar and is left out.
     def bytes_moved(self, phase: Phase) -> int:
-        """The fewest bytes that this phase can move through memory, read and written together."""
+        """The fewest bytes that the loss can move in this phase, read and written together."""
         b = DTYPES[self.logits_dtype].itemsize
         elements = math.prod(self.regression_shape) * DTYPES[self.regression_dtype].itemsize
         positions = math.prod(self.targets_shape)
         moved = (positions - self.ignored_positions) * self.C * b + 2 * elements
         moved += positions * self.C * b if self.soft_targets else 8 * positions
         moved += self.C * b if self.class_weight else 0
-        if phase is Phase.TRAINING:
+        if phase is not Phase.FORWARD:
             moved += positions * self.C * b + elements
         return moved
+
+    # A labelled logit costs max, subtract, exp and add (4) in the forward pass and a product, or
+    # with soft targets a product and a difference, in the backward pass; soft or smoothed targets
+    # cost a product and a sum more. An element of the regression costs a difference, a square and
+    # a sum (3), and a product for its gradient.
+    def flops(self, phase: Phase) -> int:
+        """The floating-point operations of the loss in this phase, exp counted as one."""
+        spread = self.soft_targets or self.label_smoothing > 0
+        logits = (math.prod(self.targets_shape) - self.ignored_positions) * self.C
+        elements = math.prod(self.regression_shape)
+        counted = logits * (6 if spread else 4) + 3 * elements
+        if phase is not Phase.FORWARD:
+            counted += logits * (2 if spread else 1) + elements
+        return counted
 
     def make(self, device: torch.device | str = "cpu", seed: int = 0) -> Inputs:
         """Random inputs: the same for the same device and seed, and nowhere constant."""
@@ -167,8 +194,11 @@ class Case:
         return min(MOST_SETS, 1 + math.ceil(3 * cache / self.bytes_moved(Phase.FORWARD)))
 
     def as_json(self) -> dict[str, Any]:
-        """Every field, and the bytes of each phase."""
-        return asdict(self) | {"bytes_moved": {p.value: self.bytes_moved(p) for p in Phase}}
+        """Every field, and the bytes and operations of each phase."""
+        return asdict(self) | {
+            "bytes_moved": {phase.value: self.bytes_moved(phase) for phase in self.phases},
+            "flops": {phase.value: self.flops(phase) for phase in self.phases},
+        }
 
 
 DTYPES = {

@@ -3,7 +3,8 @@
 Programs alternate: in each round every program gives one sample, and the first of a round is the
 second of the one before, so that a machine that slows down slows all of them. A sample is the mean
 of enough calls to outlast the clock's own noise. On a CPU it is wall time; on a GPU the time
-between two events on the stream, over inputs that rotate so that L2 is cold.
+between two events on the stream, over inputs that rotate so that L2 is cold, and beside it the wall
+time of the same calls, from an idle GPU to an idle GPU.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +25,8 @@ import torch
 from torch import Tensor
 
 from fused_loss.bench.cases import Inputs
-from fused_loss.bench.providers import Program, Step
+from fused_loss.bench.providers import Program
+from fused_loss.bench.steps import Step
 
 SAMPLE_SECONDS = 5e-3  # a sample lasts at least about this
 MOST_CALLS = 1000
@@ -41,7 +44,7 @@ class Plan:
     """
 
     rounds: int | None = None
-    seconds: float = 2.0
+    seconds: float = 1.0
 
     def share(self, rounds: int, seconds: float) -> float:
         """How much of the work is done after so many rounds in so many seconds; enough at 1."""
@@ -58,16 +61,28 @@ class Timing:
         seconds: A call's time in each round.
         calls: The calls that each sample is the mean of.
         clock: What measured them, "wall" or "cuda events".
+        wall: The wall time of the same calls; `seconds` itself on a CPU.
     """
 
     seconds: tuple[float, ...]
     calls: int
     clock: str
+    wall: tuple[float, ...] = ()
+
+    @property
+    def wall_median(self) -> float:
+        """Seconds of wall time a call."""
+        return statistics.median(self.wall or self.seconds)
 
     @property
     def median(self) -> float:
         """Seconds a call."""
         return self.quantile(0.5)
+
+    @property
+    def spread(self) -> float:
+        """From the first to the last decile, as a part of the median."""
+        return (self.quantile(0.9) - self.quantile(0.1)) / self.median if self.median else 0.0
 
     def quantile(self, q: float) -> float:
         """Seconds a call, interpolated between samples."""
@@ -115,7 +130,9 @@ def alternate(
     sample, clock = (_events, "cuda events") if device.type == "cuda" else (_wall, "wall")
     queues = {name: cycle(sets) for name in programs}
     names = list(programs)
-    samples: dict[str, list[float]] = {name: [] for name in names}
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for program in programs.values():
+        _touch(program, sets)
     with _no_collector():
         calls = {name: _calls(programs[name], queues[name], sample) for name in names}
         start, rounds, share = time.perf_counter(), 0, 0.0
@@ -128,32 +145,49 @@ def alternate(
             rounds += 1
             share = plan.share(rounds, time.perf_counter() - start)
             progress(min(1.0, share))
-    return {name: Timing(tuple(samples[name]), calls[name], clock) for name in names}
+    return {name: _timing(samples[name], calls[name], clock) for name in names}
+
+
+def _timing(samples: Sequence[tuple[float, float]], calls: int, clock: str) -> Timing:
+    seconds, wall = zip(*samples, strict=True)
+    return Timing(seconds, calls, clock, wall if clock != "wall" else ())
+
+
+def _touch(program: Program, sets: Sequence[Inputs]) -> None:
+    """One call on each set of inputs: what a set needs once is done before the clock."""
+    with program.context():
+        for inputs in sets:
+            program.step(inputs)
 
 
 def _calls(program: Program, queue: Iterator[Inputs], sample: Callable[..., float]) -> int:
     """How many calls make a sample; three single calls, timed, are the last of the warm-up."""
     with program.context():
-        once = min(sample(program.step, [next(queue)]) for _ in range(3))
+        once = min(sample(program.step, [next(queue)])[1] for _ in range(3))
     return max(1, min(MOST_CALLS, math.ceil(SAMPLE_SECONDS / max(once, 1e-9))))
 
 
-def _wall(step: Step, queue: Sequence[Inputs]) -> float:
+def _wall(step: Step, queue: Sequence[Inputs]) -> tuple[float, float]:
+    """Seconds a call, twice: there is one clock."""
     start = time.perf_counter()
     for inputs in queue:
         step(inputs)
-    return (time.perf_counter() - start) / len(queue)
+    seconds = (time.perf_counter() - start) / len(queue)
+    return seconds, seconds
 
 
-def _events(step: Step, queue: Sequence[Inputs]) -> float:
+def _events(step: Step, queue: Sequence[Inputs]) -> tuple[float, float]:
+    """Seconds a call between two events of the stream, and of wall time."""
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
+    start = time.perf_counter()
     first.record()
     for inputs in queue:
         step(inputs)
     last.record()
     last.synchronize()
-    return first.elapsed_time(last) * 1e-3 / len(queue)
+    wall = time.perf_counter() - start
+    return first.elapsed_time(last) * 1e-3 / len(queue), wall / len(queue)
 
 
 class Neighbours:

@@ -12,19 +12,19 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import cycle
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fused_loss import backend, combined_loss
-from fused_loss.bench.cases import Case, Inputs, Phase
+from fused_loss.bench import peers
+from fused_loss.bench.cases import DTYPES, Case, Inputs, Phase
+from fused_loss.bench.steps import Loss, Replayed, Step, TrainingStep, copy_step, step_of
 
-Step = Callable[[Inputs], tuple[Tensor, ...]]  # -> (loss,) or (loss, d loss/dr, d loss/dz)
-Loss = Callable[[Inputs], Tensor]
+Prepared = Callable[[Phase], Step]
 
 
 @dataclass(frozen=True)
@@ -50,49 +50,50 @@ class Provider:
 
     Attributes:
         name: As on the command line; `fused-…` are this package's own.
-        factory: `(case, phase, device) -> step`.
+        prepare: `(case, device) -> (phase -> step)`, once a case: what it compiles, it compiles
+            for all phases.
         available: Why it cannot run on a device, or None where it can.
         context: Entered around its steps, outside the clock.
+        phases: Those that it takes part in.
+        fits: Whether it says anything new of a case.
         computes: Whether a step returns the loss and its gradients, to be held to the reference.
         ours: Whether it is this package's: one that is wrong fails the run.
+        overwrites: Whether it writes into the inputs: its check then has inputs of its own.
     """
 
     name: str
-    factory: Callable[[Case, Phase, torch.device], Step]
+    prepare: Callable[[Case, torch.device], Prepared]
     available: Callable[[torch.device], str | None] = _anywhere
     context: Callable[[], AbstractContextManager[None]] = nullcontext
+    phases: tuple[Phase, ...] = tuple(Phase)
+    fits: Callable[[Case], bool] = lambda case: True
     computes: bool = True
     ours: bool = False
+    overwrites: bool = False
+
+    def programs(self, case: Case, device: torch.device) -> Callable[[Phase], Program]:
+        """The provider made ready for a case; the first step of a phase may compile."""
+        steps = self.prepare(case, device)
+        return lambda phase: Program(steps(phase), partial(self._context, phase))
 
     def program(self, case: Case, phase: Phase, device: torch.device) -> Program:
-        """The provider made ready for a case and a phase; its first step may compile."""
-        return Program(self.factory(case, phase, device), partial(self._context, phase))
+        """The provider made ready for a case and one phase."""
+        return self.programs(case, device)(phase)
 
     @contextmanager
     def _context(self, phase: Phase) -> Iterator[None]:
-        with torch.set_grad_enabled(phase is Phase.TRAINING), self.context():
+        with torch.set_grad_enabled(phase is not Phase.FORWARD), self.context():
             yield
 
 
-def training(loss: Loss) -> Step:
-    """The loss and its gradient in both outputs, as they flow on into a model."""
+def from_loss(loss_of: Callable[[Case], Loss]) -> Callable[[Case, torch.device], Prepared]:
+    """How a provider is prepared from what makes a loss for a case."""
 
-    def step(inputs: Inputs) -> tuple[Tensor, ...]:
-        value = loss(inputs)
-        outputs = inputs.regression_output, inputs.classification_output
-        return value, *torch.autograd.grad(value, outputs)
-
-    return step
-
-
-def factory_of(loss_of: Callable[[Case], Loss]) -> Callable[[Case, Phase, torch.device], Step]:
-    """A factory from what makes a loss for a case."""
-
-    def factory(case: Case, phase: Phase, device: torch.device) -> Step:
+    def prepare(case: Case, device: torch.device) -> Prepared:
         loss = loss_of(case)
-        return training(loss) if phase is Phase.TRAINING else lambda inputs: (loss(inputs),)
+        return lambda phase: step_of(loss, case, phase, device)
 
-    return factory
+    return prepare
 
 
 def eager_loss(case: Case) -> Loss:
@@ -107,9 +108,32 @@ def eager_loss(case: Case) -> Loss:
     return loss
 
 
-def compiled_loss(case: Case) -> Loss:
+def widened_loss(case: Case) -> Loss:
+    """The same on `logits.float()`, as people write it for half-precision models."""
+    eager = eager_loss(case)
+
+    def loss(inputs: Inputs) -> Tensor:
+        weight, targets = inputs.class_weight, inputs.classification_targets
+        return eager(
+            Inputs(
+                inputs.regression_output.float(),
+                inputs.classification_output.float(),
+                inputs.regression_targets.float(),
+                targets.float() if case.soft_targets else targets,
+                None if weight is None else weight.float(),
+            )
+        )
+
+    return loss
+
+
+def _half(case: Case) -> bool:
+    return DTYPES[case.logits_dtype].itemsize < 4
+
+
+def compiled_loss(case: Case, mode: str | None = None) -> Loss:
     """The same under `torch.compile`, specialised to the case's shapes."""
-    return torch.compile(eager_loss(case), fullgraph=True, dynamic=False)
+    return torch.compile(eager_loss(case), fullgraph=True, dynamic=False, mode=mode)
 
 
 def fused_loss(case: Case) -> Loss:
@@ -123,21 +147,35 @@ def fused_loss(case: Case) -> Loss:
     return loss
 
 
-def copy_step(case: Case, phase: Phase, device: torch.device) -> Step:
-    """A copy that moves as many bytes as the phase must: half of them read, half written.
+def _copy(case: Case, device: torch.device) -> Prepared:
+    return lambda phase: copy_step(case, phase, device)
 
-    The buffers exist beforehand, and rotate as the inputs of the others do.
-    """
-    half = case.bytes_moved(phase) // 2
-    size = (case.input_sets(device), half)
-    sources = torch.randint(256, size, dtype=torch.uint8, device=device)
-    slots = cycle(zip(sources, torch.empty_like(sources), strict=True))
 
-    def step(_: Inputs) -> tuple[Tensor, ...]:
-        source, target = next(slots)
-        return (target.copy_(source),)
+def _model_alone(case: Case, device: torch.device) -> Prepared:
+    return lambda phase: TrainingStep(case, device, None)
 
-    return step
+
+def _replayed(provider: Provider) -> Provider:
+    """The same provider as a CUDA graph: one launch, whatever it launches itself."""
+
+    def prepare(case: Case, device: torch.device) -> Prepared:
+        steps = provider.prepare(case, device)
+        return lambda phase: Replayed(steps(phase))
+
+    def available(device: torch.device) -> str | None:
+        if device.type != "cuda":
+            return "CUDA graphs need a GPU"
+        return provider.available(device)
+
+    # an optimizer within a graph needs `capturable=True`, which changes what is measured
+    phases = tuple(phase for phase in provider.phases if phase is not Phase.STEP)
+    return replace(
+        provider,
+        name=f"{provider.name}-graph",
+        prepare=prepare,
+        available=available,
+        phases=phases,
+    )
 
 
 def _needs_compiler(device: torch.device) -> str | None:
@@ -166,22 +204,47 @@ def _needs_gpu(device: torch.device) -> str | None:
     return None
 
 
-_fused = partial(Provider, factory=factory_of(fused_loss), ours=True)
+def _needs_autotuning(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return "there is nothing to autotune on a CPU"
+    return _needs_compiler(device)
+
+
+def _peer(name: str, module: str, package: str, loss_of: Callable, **options: bool) -> Provider:
+    prepare = from_loss(peers.with_mse(loss_of))
+    return Provider(name, prepare, peers.needs(module, package), **options)
+
+
+_fused = partial(Provider, prepare=from_loss(fused_loss), ours=True)
+_AUTOTUNE = partial(compiled_loss, mode="max-autotune-no-cudagraphs")
+
+_LOSSES = (
+    Provider("eager", from_loss(eager_loss)),
+    Provider("eager-float32", from_loss(widened_loss), fits=_half),
+    Provider("compile", from_loss(compiled_loss), _needs_compiler),
+    Provider("compile-autotune", from_loss(_AUTOTUNE), _needs_autotuning),
+    _fused("fused-eager", context=partial(backend, "eager")),
+    _fused("fused-triton", available=_needs_gpu, context=partial(backend, "triton")),
+)
+_PEERS = (
+    _peer("liger", "liger_kernel", "liger-kernel", peers.liger, overwrites=True),
+    _peer("quack", "quack", "quack-kernels", peers.quack),
+    _peer("flag-gems", "flag_gems", "flag-gems", peers.flag_gems),
+)
+_FLOORS = (
+    Provider("copy", _copy, computes=False, phases=tuple(p for p in Phase if p is not Phase.STEP)),
+    Provider("model-alone", _model_alone, computes=False, phases=(Phase.STEP,)),
+)
+_GRAPHS = tuple(_replayed(p) for p in _LOSSES if p.name in ("eager", "compile", "fused-triton"))
 
 PROVIDERS: dict[str, Provider] = {
-    provider.name: provider
-    for provider in (
-        Provider("eager", factory_of(eager_loss)),
-        Provider("compile", factory_of(compiled_loss), _needs_compiler),
-        _fused("fused-eager", context=partial(backend, "eager")),
-        _fused("fused-triton", available=_needs_gpu, context=partial(backend, "triton")),
-        Provider("copy", copy_step, computes=False),
-    )
+    provider.name: provider for provider in (*_LOSSES, *_GRAPHS, *_PEERS, *_FLOORS)
 }
 
 
 def select(names: str | None) -> list[Provider]:
-    """Providers by comma-separated names; "fused" stands for every `fused-…`. None: all of them.
+    """Providers by comma-separated names; a name that is none, such as "fused", stands for every
+    `fused-…`. None: all of them.
 
     Raises:
         ValueError: A name that no provider has.
@@ -190,7 +253,9 @@ def select(names: str | None) -> list[Provider]:
         return list(PROVIDERS.values())
     chosen = []
     for name in filter(None, (part.strip() for part in names.split(","))):
-        found = [p for p in PROVIDERS.values() if p.name == name or p.name.startswith(f"{name}-")]
+        found = [p for p in PROVIDERS.values() if p.name.startswith(f"{name}-")]
+        if name in PROVIDERS:
+            found = [PROVIDERS[name]]
         if not found:
             raise ValueError(f"--providers has no {name!r}; there are {', '.join(PROVIDERS)}")
         chosen += found

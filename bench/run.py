@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from fused_loss.bench.cases import Case, Inputs, Phase
+from fused_loss.bench.cases import DTYPES, Case, Inputs, Phase
+from fused_loss.bench.footprint import Footprint, footprint
 from fused_loss.bench.measure import Neighbours, Plan, Timing, alternate, first_call
 from fused_loss.bench.providers import Program, Provider
 from fused_loss.bench.verify import Errors, allowance, complaint, eager_errors, errors
@@ -31,6 +33,7 @@ class Row:
     errors: Errors | None = None  # against float64, by output
     allowed: Errors | None = None
     first_call: float | None = None  # seconds, compilation included
+    footprint: Footprint | None = None
     timing: Timing | None = None
 
     @property
@@ -67,6 +70,16 @@ class Record:
         other = self.median(provider)
         return row.timing.median / other if row.timing and other else None
 
+    def loss_share(self, row: Row) -> float | None:
+        """The part of a training step that the model alone does not take, in [0, 1]."""
+        model = self.ratio(row, "model-alone")
+        return None if model is None or model == 0 else max(0.0, 1 - 1 / model)
+
+    def peak_logits(self, row: Row) -> float | None:
+        """The most memory a call held beyond its inputs, in units of the logits."""
+        logits = math.prod(self.case.logits_shape) * DTYPES[self.case.logits_dtype].itemsize
+        return row.footprint.peak_bytes / logits if row.footprint else None
+
     def as_json(self) -> dict[str, Any]:
         """Plain numbers: seconds, bytes, and ratios to eager and copy."""
         return {
@@ -87,6 +100,9 @@ class Record:
             "allowed": row.allowed and {k: e._asdict() for k, e in row.allowed.items()},
             "first_call_s": row.first_call,
         }
+        if row.footprint:
+            entry |= asdict(row.footprint)
+            entry["peak_logits"] = self.peak_logits(row)
         if row.timing:
             timing = row.timing
             entry |= {
@@ -96,80 +112,120 @@ class Record:
                 "median_s": timing.median,
                 "p10_s": timing.quantile(0.1),
                 "p90_s": timing.quantile(0.9),
+                "spread": timing.spread,
+                "wall_median_s": timing.wall_median,
                 "bytes_per_s": self.case.bytes_moved(self.phase) / timing.median,
                 "ratio_to_eager": self.ratio(row, "eager"),
                 "ratio_to_copy": self.ratio(row, "copy"),
+                "loss_share": self.loss_share(row),
             }
         return entry
 
 
 def run_case(
     case: Case,
-    phase: Phase,
     providers: Sequence[Provider],
     device: torch.device,
     plan: Plan,
     progress: Callable[[float, str], Any] = lambda share, doing: None,
-) -> Record:
-    """Check every provider on a case, then time those that are right against each other.
+    phases: Sequence[Phase] | None = None,
+) -> Iterator[Record]:
+    """Check every provider on a case, then time those that are right, one phase after another.
 
     Args:
         case: What to compute.
-        phase: How much of it.
         providers: Those available on the device.
         device: Where.
-        plan: How long.
+        plan: How long, a phase.
         progress: Called with the share done, in [0, 1], and what comes next.
+        phases: Some of the case's; None: all of them.
+
+    Yields:
+        A record a phase.
     """
     torch.compiler.reset()  # a compiler that remembers other shapes would generalise, or give up
-    rows, programs = [], {}
-    fresh = case.make(device, CHECK_SEED)
-    of_eager = eager_errors(case, phase, fresh)
-    for done, provider in enumerate(providers):
-        progress(0.5 * done / len(providers), f"check {provider.name}")
-        row, program = _check(case, phase, provider, device, fresh, of_eager)
-        rows.append(row)
-        if program is not None:
-            programs[provider.name] = program
-    del fresh
-    _release(device)
-    progress(0.5, "time")
-    count = case.input_sets(device)
-    sets = [case.make(device, seed) for seed in range(count)]
-    with Neighbours() as neighbours:
-        timings = alternate(programs, sets, plan, lambda share: progress(0.5 + 0.5 * share, "time"))
-    for row in rows:
-        row.timing = timings.get(row.provider.name)
-    return Record(case, phase, rows, count, neighbours.cores)
+    bench = _CaseBench(case, device, plan)
+    chosen = [phase for phase in case.phases if phases is None or phase in phases]
+    for done, phase in enumerate(chosen):
+
+        def tell(share: float, doing: str, done: int = done) -> None:
+            progress((done + share) / len(chosen), doing)
+
+        fitting = [p for p in providers if phase in p.phases and p.fits(case)]
+        yield bench.record(phase, fitting, tell)
 
 
-def _check(
-    case: Case,
-    phase: Phase,
-    provider: Provider,
-    device: torch.device,
-    inputs: Inputs,
-    of_eager: Errors,
-) -> tuple[Row, Program | None]:
-    """The provider's row, and its program where it may be timed."""
-    row = Row(provider)
-    try:
-        program = provider.program(case, phase, device)
-        outputs, row.first_call = first_call(program, inputs)
-        if provider.computes:
-            row.errors, row.allowed = errors(case, inputs, outputs), allowance(of_eager, outputs)
-            row.reason = complaint(row.errors, row.allowed)
-    except NotImplementedError as refusal:
-        row.status, row.reason = UNSUPPORTED, str(refusal)
-        return row, None
-    except Exception as error:  # whatever a peer raises, the others are still measured
-        first_line = (str(error).strip().splitlines() or [""])[0]
-        row.status, row.reason = FAILED, f"{type(error).__name__}: {first_line}"
-        return row, None
-    if row.reason:
-        row.status = WRONG
-        return row, None
-    return row, program
+class _CaseBench:
+    """A case on a device, with what its phases share: compiled providers and their failures."""
+
+    def __init__(self, case: Case, device: torch.device, plan: Plan) -> None:
+        self.case, self.device, self.plan = case, device, plan
+        self.prepared: dict[str, Callable[[Phase], Program]] = {}
+        self.rows: dict[tuple[str, Phase], Row] = {}
+
+    def record(
+        self, phase: Phase, providers: Sequence[Provider], tell: Callable[[float, str], Any]
+    ) -> Record:
+        """Check and time the providers in one phase."""
+        rows, programs = [], {}
+        fresh = self.case.make(self.device, CHECK_SEED)
+        of_eager = {} if phase is Phase.STEP else eager_errors(self.case, phase, fresh)
+        for done, provider in enumerate(providers):
+            tell(0.5 * done / len(providers), f"check {provider.name}")
+            row, program = self._check(phase, provider, fresh, of_eager)
+            self.rows[provider.name, phase] = row
+            rows.append(row)
+            if program is not None:
+                programs[provider.name] = program
+        del fresh
+        _release(self.device)
+        tell(0.5, "time")
+        count = self.case.input_sets(self.device)
+        sets = [self.case.make(self.device, seed) for seed in range(count)]
+        with Neighbours() as neighbours:
+            timings = alternate(programs, sets, self.plan, lambda s: tell(0.5 + 0.5 * s, "time"))
+        for row in rows:
+            row.timing = timings.get(row.provider.name)
+        return Record(self.case, phase, rows, count, neighbours.cores)
+
+    def _check(
+        self, phase: Phase, provider: Provider, inputs: Inputs, of_eager: Errors
+    ) -> tuple[Row, Program | None]:
+        """The provider's row, and its program where it may be timed."""
+        row = Row(provider)
+        before = self.rows.get((provider.name, Phase.TRAINING))
+        if phase is Phase.STEP and before is not None and before.status != OK:
+            row.status, row.reason = before.status, before.reason
+            return row, None
+        if provider.overwrites:
+            inputs = self.case.make(self.device, CHECK_SEED)
+        try:
+            program = self._program(provider, phase)
+            outputs, row.first_call = first_call(program, inputs)
+            if provider.computes and phase is not Phase.STEP:
+                if provider.overwrites:
+                    inputs = self.case.make(self.device, CHECK_SEED)
+                row.errors = errors(self.case, phase, inputs, outputs)
+                row.allowed = allowance(of_eager, outputs)
+                row.reason = complaint(row.errors, row.allowed)
+            del outputs
+            row.footprint = footprint(program, inputs)
+        except NotImplementedError as refusal:
+            row.status, row.reason = UNSUPPORTED, str(refusal)
+            return row, None
+        except Exception as error:  # whatever a peer raises, the others are still measured
+            first_line = (str(error).strip().splitlines() or [""])[0]
+            row.status, row.reason = FAILED, f"{type(error).__name__}: {first_line}"
+            return row, None
+        if row.reason:
+            row.status = WRONG
+            return row, None
+        return row, program
+
+    def _program(self, provider: Provider, phase: Phase) -> Program:
+        if provider.name not in self.prepared:
+            self.prepared[provider.name] = provider.programs(self.case, self.device)
+        return self.prepared[provider.name](phase)
 
 
 def _release(device: torch.device) -> None:

@@ -30,14 +30,15 @@ def progress_bar(console: Console) -> Progress:
 
 
 def phase_table(phase: Phase, records: Sequence[Record]) -> Table:
-    """Medians in microseconds with their spread, and each as a multiple of eager's and copy's."""
+    """Medians in microseconds with their spread, each against eager and a floor, and the memory."""
     clocks = {row.timing.clock for record in records for row in record.rows if row.timing}
     table = Table(
         title=f"{phase.value}, time of a call ({', '.join(sorted(clocks)) or 'nothing timed'})",
         box=box.SIMPLE_HEAD,
     )
     table.add_column("case", no_wrap=True)
-    for heading in ("median µs", "p10–p90 µs", "× eager", "× copy"):
+    floor = "loss share" if phase is Phase.STEP else "× copy"
+    for heading in ("µs", "spread", "× eager", floor, "memory"):
         table.add_column(heading, justify="right", no_wrap=True)
     for record in records:
         mark = "[bold yellow] crowded[/]" if record.crowded else ""
@@ -50,12 +51,13 @@ def phase_table(phase: Phase, records: Sequence[Record]) -> Table:
 def _cells(record: Record, row: Row) -> tuple[str, ...]:
     if row.timing is None:
         return (f"[bold red]{row.status.upper()}[/]",)
-    low, high = (row.timing.quantile(q) * MICRO for q in (0.1, 0.9))
+    share = record.loss_share(row)
     return (
         _digits(row.timing.median * MICRO),
-        f"{_digits(low)}–{_digits(high)}",
+        f"{row.timing.spread:.0%}",
         _times(record.ratio(row, "eager")),
-        _times(record.ratio(row, "copy")),
+        _times(record.ratio(row, "copy")) if share is None else f"{share:.0%}",
+        "–" if row.footprint is None else f"{record.peak_logits(row):.2f}",
     )
 
 
@@ -78,7 +80,11 @@ def show(
         measured = [record for record in records if record.phase is phase]
         if measured:
             console.print(phase_table(phase, measured))
-    console.print("× is a multiple of that provider's time in the same run: lower is better.")
+    console.print(
+        "µs: the median. spread: from the first to the last decile, of the median. ×: a multiple "
+        "of that provider's time in the same run, lower is better. memory: the most held beyond "
+        "the inputs, in units of the logits."
+    )
     crowded = [record.neighbours or 0.0 for record in records if record.crowded]
     if crowded:
         console.print(

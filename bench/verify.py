@@ -36,7 +36,7 @@ class Error(NamedTuple):
 Errors = dict[str, Error]  # by output
 
 
-def errors(case: Case, inputs: Inputs, outputs: tuple[Tensor, ...]) -> Errors:
+def errors(case: Case, phase: Phase, inputs: Inputs, outputs: tuple[Tensor, ...]) -> Errors:
     """How far a step's outputs, (loss,) or (loss, d loss/dr, d loss/dz), are from float64.
 
     Raises:
@@ -49,7 +49,7 @@ def errors(case: Case, inputs: Inputs, outputs: tuple[Tensor, ...]) -> Errors:
         loss += part
         if len(outputs) > 1:
             index = OUTPUTS.index(name)
-            distances[index].add(outputs[index][block], gradient)
+            distances[index].add(outputs[index][block], gradient * phase.grad_output)
     distances[0].add(outputs[0], loss)
     return {name: distance.error() for name, distance in zip(OUTPUTS, distances, strict=False)}
 
@@ -58,7 +58,7 @@ def eager_errors(case: Case, phase: Phase, inputs: Inputs) -> Errors:
     """PyTorch's own errors on this case; none where it is too large for the eager loss."""
     device = inputs.classification_output.device
     try:
-        return errors(case, inputs, PROVIDERS["eager"].program(case, phase, device)(inputs))
+        return errors(case, phase, inputs, PROVIDERS["eager"].program(case, phase, device)(inputs))
     except torch.OutOfMemoryError:
         return {}
 

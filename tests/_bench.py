@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from fused_loss.bench import Case, Inputs, Provider
-from fused_loss.bench.providers import Loss, eager_loss, factory_of
+from fused_loss.bench.providers import eager_loss, from_loss
+from fused_loss.bench.steps import Loss
 
 CPU = torch.device("cpu")
 SMALL = Case("small-12x5", "test", 12, 5, (3,), ignored=0.25)
@@ -40,7 +41,7 @@ def _refuses(case: Case) -> Loss:
     return loss
 
 
-gradient_off = Provider("gradient-off", factory_of(_gradient_off))
-value_off = Provider("value-off", factory_of(_value_off))
-fails = Provider("fails", factory_of(_fails))
-refuses = Provider("refuses", factory_of(_refuses))
+gradient_off = Provider("gradient-off", from_loss(_gradient_off))
+value_off = Provider("value-off", from_loss(_value_off))
+fails = Provider("fails", from_loss(_fails))
+refuses = Provider("refuses", from_loss(_refuses))

@@ -30,7 +30,27 @@ BY_HAND = [
 def test_bytes_moved(case: Case, forward: int, training: int):
     assert case.bytes_moved(Phase.FORWARD) == forward
     assert case.bytes_moved(Phase.TRAINING) == training
-    assert case.as_json()["bytes_moved"] == {"forward": forward, "forward+backward": training}
+    assert case.bytes_moved(Phase.SCALED) == training
+    written = case.as_json()["bytes_moved"]
+    assert (written["forward"], written["forward+backward"]) == (forward, training)
+    assert set(written) == {phase.value for phase in case.phases}
+
+
+# (case, operations of the forward pass, of both passes)
+@pytest.mark.parametrize(
+    ("place", "forward", "training"),
+    [
+        # 200 logits at 4, 100 elements at 3; then 200 and 100
+        (0, 1100, 1400),
+        # 18 labelled rows of 7 logits at 4, 20 elements at 3; then 126 and 20
+        (1, 564, 710),
+        # 24 logits at 6, 2 elements at 3; then 48 and 2
+        (2, 150, 200),
+    ],
+)
+def test_flops(place: int, forward: int, training: int):
+    case = BY_HAND[place][0]
+    assert (case.flops(Phase.FORWARD), case.flops(Phase.TRAINING)) == (forward, training)
 
 
 @pytest.mark.parametrize("case", SUITES["smoke"], ids=lambda case: case.name)

@@ -6,17 +6,20 @@ from dataclasses import replace
 import pytest
 import torch
 from _bench import CPU, SMALL, fails, gradient_off, refuses, value_off
+from torch import Tensor
 
-from fused_loss.bench import PROVIDERS, Phase, Provider
-from fused_loss.bench.measure import Plan
+from fused_loss.bench import PROVIDERS, Case, Inputs, Phase, Provider
+from fused_loss.bench.measure import Plan, Timing
+from fused_loss.bench.providers import eager_loss, from_loss
 from fused_loss.bench.run import Record, Row, run_case
+from fused_loss.bench.steps import Loss
 
 PLAN = Plan(rounds=2)
 EAGER, COPY = PROVIDERS["eager"], PROVIDERS["copy"]
 
 
 def record_of(*providers: Provider, phase: Phase = Phase.TRAINING) -> Record:
-    return run_case(SMALL, phase, providers, CPU, PLAN)
+    return next(run_case(SMALL, providers, CPU, PLAN, phases=[phase]))
 
 
 def row_of(record: Record, provider: Provider) -> Row:
@@ -94,7 +97,8 @@ def test_a_record_says_when_the_machine_was_shared(monkeypatch: pytest.MonkeyPat
 
 def test_progress_grows_to_one():
     shares: list[float] = []
-    run_case(SMALL, Phase.FORWARD, [EAGER, COPY], CPU, PLAN, lambda share, _: shares.append(share))
+    records = list(run_case(SMALL, [EAGER, COPY], CPU, PLAN, lambda share, _: shares.append(share)))
+    assert [record.phase for record in records] == list(Phase)
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
 
@@ -103,3 +107,73 @@ def test_compile_and_fused_are_right_and_timed():
     record = record_of(EAGER, PROVIDERS["compile"], PROVIDERS["fused-eager"])
     assert [(row.reason, row.status) for row in record.rows] == [(None, "ok")] * 3
     assert all(row.timing is not None for row in record.rows)
+
+
+def test_a_phase_has_the_providers_that_take_part_in_it():
+    everyone = [EAGER, PROVIDERS["eager-float32"], COPY, PROVIDERS["model-alone"]]
+    for record in run_case(SMALL, everyone, CPU, PLAN):
+        floor = "model-alone" if record.phase is Phase.STEP else "copy"
+        assert [row.provider.name for row in record.rows] == ["eager", floor]
+    half = replace(SMALL, logits_dtype="bfloat16")
+    record = next(run_case(half, everyone, CPU, PLAN))
+    assert [row.provider.name for row in record.rows] == ["eager", "eager-float32", "copy"]
+
+
+def test_dense_cases_have_no_small_model():
+    dense = replace(SMALL, features=(2, 2), positions=(2, 2))
+    phases = [record.phase for record in run_case(dense, [EAGER], CPU, PLAN)]
+    assert phases == [phase for phase in Phase if phase is not Phase.STEP]
+
+
+def test_what_is_wrong_alone_is_not_timed_in_a_training_step():
+    *_, training, _, step = run_case(SMALL, [gradient_off], CPU, PLAN)
+    assert [record.rows[0].status for record in (training, step)] == ["wrong", "wrong"]
+    assert step.rows[0].timing is None
+    assert step.rows[0].reason == training.rows[0].reason
+
+
+def test_the_share_of_the_loss_is_what_the_model_alone_leaves(monkeypatch: pytest.MonkeyPatch):
+    record = record_of(EAGER, PROVIDERS["model-alone"], phase=Phase.STEP)
+    row = row_of(record, EAGER)
+    row.timing = Timing((4.0,), 1, "wall")
+    row_of(record, PROVIDERS["model-alone"]).timing = Timing((3.0,), 1, "wall")
+    assert record.loss_share(row) == pytest.approx(0.25)
+    assert record_of(EAGER, phase=Phase.STEP).loss_share(row) is None
+
+
+def test_the_scale_reaches_the_gradients():
+    def off(case: Case) -> Loss:
+        right = eager_loss(case)
+
+        class Unscaled(torch.autograd.Function):
+            """A backward pass that takes grad_output for 1: a defect seen in the wild."""
+
+            @staticmethod
+            def forward(ctx, value: Tensor) -> Tensor:
+                return value.clone()
+
+            @staticmethod
+            def backward(ctx, grad: Tensor) -> Tensor:
+                return torch.ones_like(grad)
+
+        return lambda inputs: Unscaled.apply(right(inputs))
+
+    provider = Provider("unscaled", from_loss(off))
+    assert row_of(record_of(provider), provider).status == "ok"
+    assert row_of(record_of(provider, phase=Phase.SCALED), provider).status == "wrong"
+
+
+def test_a_peer_that_overwrites_its_inputs_is_checked_on_its_own():
+    def off(case: Case) -> Loss:
+        right = eager_loss(case)
+
+        def loss(inputs: Inputs) -> Tensor:
+            value = right(inputs) + 0.0
+            inputs.classification_targets.zero_()
+            return value
+
+        return loss
+
+    vandal = Provider("vandal", from_loss(off), overwrites=True)
+    record = record_of(vandal, EAGER, phase=Phase.FORWARD)
+    assert [row.status for row in record.rows] == ["ok", "ok"]

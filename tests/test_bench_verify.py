@@ -24,7 +24,7 @@ def outputs_of(case: Case, inputs: Inputs) -> tuple[Tensor, ...]:
 
 def verdict(case: Case, inputs: Inputs, outputs: tuple[Tensor, ...]) -> str | None:
     allowed = verify.allowance(verify.eager_errors(case, Phase.TRAINING, inputs), outputs)
-    return verify.complaint(verify.errors(case, inputs, outputs), allowed)
+    return verify.complaint(verify.errors(case, Phase.TRAINING, inputs, outputs), allowed)
 
 
 def test_the_reference_by_hand():
@@ -37,7 +37,7 @@ def test_the_reference_by_hand():
         torch.tensor([2.0], dtype=torch.float64),
         torch.tensor([[-0.25, 0.25]], dtype=torch.float64),
     )
-    found = verify.errors(case, inputs, right)
+    found = verify.errors(case, Phase.TRAINING, inputs, right)
     assert verify.complaint(found, verify.allowance({}, right)) is None
     assert found["regression gradient"] == found["classification gradient"] == (0.0, 0.0)
 
@@ -54,7 +54,7 @@ def test_the_reference_in_blocks_is_pytorch_in_float64(case: Case, monkeypatch: 
         None if weight is None else weight.double(),
     )
     outputs = outputs_of(case, widened)
-    found = verify.errors(case, widened, outputs)
+    found = verify.errors(case, Phase.TRAINING, widened, outputs)
     assert verify.complaint(found, verify.allowance({}, outputs)) is None
 
 
@@ -91,8 +91,8 @@ def test_outputs_of_another_form_are_refused():
     inputs = SMALL.make()
     loss, r, z = outputs_of(SMALL, inputs)
     with pytest.raises(ValueError, match="1 or 3"):
-        verify.errors(SMALL, inputs, (loss, r))
+        verify.errors(SMALL, Phase.TRAINING, inputs, (loss, r))
     with pytest.raises(ValueError, match="0-d"):
-        verify.errors(SMALL, inputs, (loss[None], r, z))
+        verify.errors(SMALL, Phase.TRAINING, inputs, (loss[None], r, z))
     with pytest.raises(ValueError, match="classification gradient must have shape"):
-        verify.errors(SMALL, inputs, (loss, r, z.double()))
+        verify.errors(SMALL, Phase.TRAINING, inputs, (loss, r, z.double()))
