@@ -49,15 +49,15 @@ class FusedLoss(torch.autograd.Function):
         Raises:
             RuntimeError: Under `create_graph=True` or `is_grads_batched=True`.
         """
-        transform = kernels.transform()
-        if torch.is_grad_enabled() or transform:
-            raise RuntimeError(
-                f'the backward of backend("{ctx.backend}") is closed-form and cannot be '
-                f"{'batched' if transform else 'differentiated (create_graph=True)'}: compute "
-                'this loss under fused_loss.backend("reference")'
-            )
         if grad_output is None:
             return (None,) * 9
+        batched = torch._C._functorch.is_legacy_batchedtensor(grad_output)
+        if torch.is_grad_enabled() or batched or kernels.transform():
+            raise RuntimeError(
+                f'the backward of backend("{ctx.backend}") is closed-form and cannot be '
+                f"{'batched (is_grads_batched)' if batched else 'differentiated (create_graph)'}: "
+                'compute this loss under fused_loss.backend("reference")'
+            )
         components, weights, *kept = ctx.saved_tensors
         if ctx.waits:
             inputs = LossTensors(*kept)

@@ -319,9 +319,13 @@ def _plain(input: Tensor, target: Tensor, weight: Tensor | None = None) -> bool:
         and input.numel() > 0
         and all(t.device == input.device and t.layout == torch.strided for t in given)
         and not any(t.requires_grad for t in given[1:])
-        and not torch.is_autocast_enabled(input.device.type)
+        and not _autocast(input.device.type)
         and kernels.asked() != "reference"
     )
+
+
+def _autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _not_fused(name: str, result: Tensor) -> Tensor:

@@ -25,12 +25,14 @@ from fused_loss.spec import LossSpec, LossTensors, Needs, Outcome, accumulation_
 
 # --- the launch table (no figure here has been measured on hardware yet) --------------------------
 
-TILE = 4096  # elements of logits a program holds: 32 a thread at 4 warps
+TILE = 2048  # elements of logits a program holds: 16 a thread at 4 warps
 STRIDED_TILE = 1024  # the same where classes are not adjacent in memory: an address an element
+MOST_ROWS = 128  # of a tile: one a thread, since each holds a dozen addresses and sums
 STRIDED_BLOCK = 64  # and the columns of its blocks
 BLOCK_MAX = 16384  # columns of float32 that are kept in registers, at 16 warps
 STREAM_BLOCK = 8192  # columns a block of a longer row
 BLOCK_M = 2048  # elements of the regression head a program takes at a time
+SCALE_BLOCK = 4096  # elements of a gradient that are scaled at a time
 COUNT_BOUND = 1 << 14  # positions whose labels each program counts itself: 128 KiB of int64
 COUNT_CHUNK = 1 << 13  # positions a program of the counting kernel
 INTERPRETER_PROCESSORS = 2
@@ -56,13 +58,14 @@ def tile(classes: int, adjacent: bool, plain: bool, itemsize: int) -> Tile:
             a second value a class in registers.
         itemsize: Bytes of a value in registers, 4 or 8.
     """
-    room = (1 if plain else 2) * itemsize // 4
+    width = (1 if plain else 2) * itemsize // 4  # registers an element, in float32s
+    room = width * (itemsize // 4) ** 2  # float64 takes the most for its arithmetic
     longest = BLOCK_MAX // room if adjacent else STRIDED_BLOCK
     block = triton.next_power_of_2(classes)
     block_c = block if block <= longest else min(longest, STREAM_BLOCK // room)
-    held = (TILE if adjacent else STRIDED_TILE) // (itemsize // 4)
-    rows = max(1, held // block_c)
-    warps = min(16, max(4, block_c * room // 1024))
+    held = (TILE if adjacent else STRIDED_TILE) // room
+    rows = min(MOST_ROWS, max(1, held // block_c))
+    warps = min(16, max(4, block_c * width // 1024))
     return Tile(rows, block_c, block <= longest, warps)
 
 
@@ -108,7 +111,7 @@ def scale(gradients: list[Tensor], grad_output: Tensor, in_place: bool) -> list[
     results = gradients if in_place else [torch.empty_like(g) for g in gradients]
     a, b = gradients[0], gradients[-1]
     b_elements = b.numel() if len(gradients) > 1 else 0
-    tiles = triton.cdiv(max(a.numel(), b_elements), 4 * TILE)
+    tiles = triton.cdiv(max(a.numel(), b_elements), 4 * SCALE_BLOCK)
     double = torch.float64 in (a.dtype, b.dtype, grad_output.dtype)
     launch(
         scale_kernel,
@@ -123,7 +126,7 @@ def scale(gradients: list[Tensor], grad_output: Tensor, in_place: bool) -> list[
         a_elements=a.numel(),
         b_elements=b_elements,
         IN_PLACE=in_place,
-        BLOCK=TILE,
+        BLOCK=SCALE_BLOCK,
         ACC=tl.float64 if double else tl.float32,
     )
     return results
