@@ -55,7 +55,7 @@ class FusedLoss(torch.autograd.Function):
         if torch.is_grad_enabled() or batched or kernels.transform():
             raise RuntimeError(
                 f'the backward of backend("{ctx.backend}") is closed-form and cannot be '
-                f"{'batched (is_grads_batched)' if batched else 'differentiated (create_graph)'}: "
+                f"{'batched' if batched else 'differentiated (create_graph=True)'}: "
                 'compute this loss under fused_loss.backend("reference")'
             )
         components, weights, *kept = ctx.saved_tensors
