@@ -151,5 +151,14 @@ def _check_class_weight(class_weight: Tensor, classes: int) -> None:
             f"class_weight must have shape ({classes},), one weight a class; "
             f"got {tuple(class_weight.shape)}"
         )
-    if class_weight.requires_grad:
-        raise ValueError("class_weight takes no gradient: pass class_weight.detach()")
+    check_constant("class_weight", class_weight)
+
+
+def check_constant(name: str, tensor: Tensor | None) -> None:
+    """Refuse a tensor that wants a gradient where there is none.
+
+    Raises:
+        ValueError: It requires grad.
+    """
+    if tensor is not None and tensor.requires_grad:
+        raise ValueError(f"{name} takes no gradient: pass {name}.detach()")

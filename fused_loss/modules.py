@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fused_loss.checks import check_constant
 from fused_loss.functional import DEFAULT_ALPHA, combined_loss, split_weights
 from fused_loss.spec import Components, LossSpec
 
@@ -22,7 +23,8 @@ class CombinedLoss(nn.Module):
         return_components: As in `combined_loss`.
 
     Raises:
-        ValueError: An option outside its legal range; alpha and loss_weights together.
+        ValueError: An option outside its legal range; alpha and loss_weights together; a
+            class_weight that requires grad.
         TypeError: An option of the wrong type.
     """
 
@@ -43,6 +45,7 @@ class CombinedLoss(nn.Module):
     ) -> None:
         super().__init__()
         split_weights(alpha, loss_weights)
+        check_constant("class_weight", class_weight)
         LossSpec(reduction, ignore_index, label_smoothing)
         self._register("alpha", alpha)
         self._register("loss_weights", loss_weights)
