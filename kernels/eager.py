@@ -10,6 +10,9 @@ and for the regression head `d (r-y)²/dr = 2·(r-y)`. Both gradients are finish
 `grad_output` of 1, in the same pass that computes the loss. The logits are taken in blocks of
 samples that fit the cache, so the only buffer of the logits' size is the gradient itself: log p is
 written into it (or, for half types, into a float32 block) and turned into the gradient in place.
+
+Of few logits the time is that of the operators dispatched, not of the bytes moved: there PyTorch's
+own nll_loss and log_softmax kernels are called, forward and backward, in buffers of their own.
 """
 
 from __future__ import annotations
@@ -32,6 +35,11 @@ from fused_loss.spec import (
 )
 
 BLOCK_ELEMENTS = 1 << 18  # 1 MiB of float32: the scratch of one block
+FEW = 32  # logits are few where so many times their number is at most BLOCK_ELEMENTS
+
+nll_loss = torch.ops.aten.nll_loss_forward.default
+nll_loss_backward = torch.ops.aten.nll_loss_backward.default
+log_softmax_backward = torch.ops.aten._log_softmax_backward_data.default
 
 
 def forward(spec: LossSpec, tensors: LossTensors, needs: Needs) -> Outcome:
@@ -66,17 +74,24 @@ def _run(spec: LossSpec, tensors: LossTensors, needs: Needs, upstream: Tensor | 
         w_reg, w_cls = w_reg * upstream, w_cls * upstream
     mse = ce = grad_r = grad_z = None
     if r is not None and y is not None:
-        grad_r = torch.empty_like(r) if needs.regression else None
-        mse = _regression(spec, r, y, grad_r, dtype, w_reg, one_sample)
+        per_sample = spec.per_sample and not one_sample
+        mse, grad_r = _regression(spec, r, y, needs.regression, dtype, w_reg, per_sample)
     if z is not None and t is not None:
-        grad_z = torch.empty_like(z) if needs.classification else None
-        ce = _Classification(spec, z, t, grad_z, class_weight, dtype).run(w_cls)
+        head = _Classification(spec, z, t, needs.classification, class_weight, dtype)
+        ce, grad_z = head.run(w_cls)
     if mse is None or ce is None:  # cross_entropy or mse_loss alone: weight 1
         only = ce if mse is None else mse
         assert only is not None
         return Outcome(only, None, grad_r, grad_z)
-    loss = w_reg * mse + w_cls * ce if upstream is None else mse
+    loss = mse if upstream is not None else _weighted_sum(w_reg, mse, w_cls, ce)
     return Outcome(loss, torch.stack((mse, ce)) if needs.components else None, grad_r, grad_z)
+
+
+def _weighted_sum(w_reg: Any, mse: Tensor, w_cls: Any, ce: Tensor) -> Tensor:
+    """w_reg · mse + w_cls · ce, in the fewest operators."""
+    if isinstance(w_reg, Tensor):
+        return w_reg * mse + w_cls * ce
+    return torch.add(w_cls * ce, mse, alpha=w_reg)
 
 
 def _weights(spec: LossSpec, weights: Tensor | None, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -113,41 +128,51 @@ def _regression(
     spec: LossSpec,
     r: Tensor,
     y: Tensor,
-    gradient: Tensor | None,
+    need: bool,
     dtype: torch.dtype,
     weight: Any,
-    one_sample: bool,
-) -> Tensor:
-    """Mean, sum or per-sample mean of (r-y)²; writes weight · its gradient."""
-    if spec.per_sample and not one_sample:
+    per_sample: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Mean, sum or per-sample mean of (r-y)²; weight · its gradient, where that is needed."""
+    if per_sample:
         columns = max(r[0].numel(), 1) if r.shape[0] else 1
         scale = _by_row(2.0 * weight / columns, r.dim())
-        errors = _squared_errors(r, y, gradient, dtype, scale)
-        return errors if errors.dim() < 2 else errors.flatten(1).sum(1) / columns
+        errors, gradient = _squared_errors(r, y, need, dtype, scale)
+        return errors if errors.dim() < 2 else errors.flatten(1).sum(1) / columns, gradient
     divisor = 1 if spec.reduction == "sum" else max(r.numel(), 1)
     scale = 2.0 * weight / divisor
-    if r.numel() > BLOCK_ELEMENTS and r.is_contiguous() and y.is_contiguous():
-        r, y = r.view(-1), y.view(-1)
-        gradient = None if gradient is None else gradient.view(-1)
-    rows = BLOCK_ELEMENTS * r.shape[0] // r.numel() if r.dim() and r.numel() else 1
-    sums = [
-        _squared_errors(r_block, y_block, g_block, dtype, scale).sum()
-        for r_block, y_block, g_block in _blocks(max(rows, 1), r, y, gradient)
-    ]
-    total = sums[0] if len(sums) == 1 else torch.stack(sums).sum()
-    if spec.reduction == "mean" and r.numel() == 0:
-        return total * torch.nan
-    return total if divisor == 1 else total / divisor
+    if r.numel() <= BLOCK_ELEMENTS:
+        errors, gradient = _squared_errors(r, y, need, dtype, scale)
+        return errors.sum() if spec.reduction == "sum" else errors.mean(), gradient
+    return _long_regression(r, y, need, dtype, scale, divisor)
+
+
+def _long_regression(
+    r: Tensor, y: Tensor, need: bool, dtype: torch.dtype, scale: Any, divisor: int
+) -> tuple[Tensor, Tensor | None]:
+    """The same block by block, for a sum over all elements."""
+    gradient = torch.empty_like(r) if need else None
+    if r.is_contiguous() and y.is_contiguous():
+        flat = r.view(-1), y.view(-1), None if gradient is None else gradient.view(-1)
+    else:
+        flat = r, y, gradient
+    rows = max(1, BLOCK_ELEMENTS * flat[0].shape[0] // r.numel())
+    sums = []
+    for r_block, y_block, out in _blocks(rows, *flat):
+        errors, finished = _squared_errors(r_block, y_block, need, dtype, scale)
+        sums.append(errors.sum())
+        if out is not None and finished is not None:
+            out.copy_(finished)
+    return torch.stack(sums).sum() / divisor, gradient
 
 
 def _squared_errors(
-    r: Tensor, y: Tensor, gradient: Tensor | None, dtype: torch.dtype, scale: Any
-) -> Tensor:
-    """(r-y)² in `dtype`; scale · (r-y) goes into `gradient`."""
+    r: Tensor, y: Tensor, need: bool, dtype: torch.dtype, scale: Any
+) -> tuple[Tensor, Tensor | None]:
+    """(r-y)² in `dtype`, and scale · (r-y) in that of r."""
     difference = r.to(dtype) - y.to(dtype)
-    if gradient is not None:
-        torch.mul(difference, scale, out=gradient)
-    return difference * difference
+    gradient = (difference * scale).to(r.dtype) if need else None
+    return difference * difference, gradient
 
 
 class _Classification:
@@ -158,15 +183,14 @@ class _Classification:
         spec: LossSpec,
         logits: Tensor,
         targets: Tensor,
-        gradient: Tensor | None,
+        need: bool,
         class_weight: Tensor | None,
         dtype: torch.dtype,
     ) -> None:
         self.one_sample = logits.dim() == 1
         if self.one_sample:  # (C,) -> (1, C)
             logits, targets = logits[None], targets[None]
-            gradient = None if gradient is None else gradient[None]
-        self.spec, self.logits, self.gradient, self.dtype = spec, logits, gradient, dtype
+        self.spec, self.logits, self.need, self.dtype = spec, logits, need, dtype
         self.classes, self.shape = class_axis(logits)  # C; (N, d1, ...)
         self.class_weight = None if class_weight is None else class_weight.to(dtype)
         self.soft = targets.is_floating_point()
@@ -175,14 +199,14 @@ class _Classification:
         self.illegal: Tensor | None = None  # positions with an index outside [0, C)
         self.target_weight: Tensor | None = None  # class_weight[t], (N, d1, ...)
 
-    def run(self, weight: Any) -> Tensor:
-        """The reduced loss; writes weight · its gradient.
+    def run(self, weight: Any) -> tuple[Tensor, Tensor | None]:
+        """The reduced loss; weight · its gradient, where that is needed.
 
         Raises:
             IndexError: On a CPU, a class index lies outside [0, C).
         """
         try:
-            loss = self._reduced(weight)
+            loss, gradient = self._of_few(weight) if self._few() else self._in_blocks(weight)
         except (IndexError, RuntimeError) as error:
             named = None
             if not self.soft and self.logits.device.type == "cpu":
@@ -190,28 +214,64 @@ class _Classification:
             if named is None:
                 raise
             raise named from error
-        return loss[0] if self.one_sample and self.spec.per_sample else loss
+        if self.one_sample:
+            loss = loss[0] if self.spec.per_sample else loss
+            gradient = None if gradient is None else gradient[0]
+        return loss, gradient
 
-    def _reduced(self, weight: Any) -> Tensor:
+    def _few(self) -> bool:
+        """Whether plain class indices of few logits (N, C) are averaged or summed on a CPU."""
+        logits = self.logits
+        plain = not (self.soft or self.spec.label_smoothing or self.class_weight is not None)
+        few = 0 < logits.numel() * FEW <= BLOCK_ELEMENTS and logits.dim() == 2
+        return plain and few and not self.spec.per_sample and logits.device.type == "cpu"
+
+    def _of_few(self, weight: Any) -> tuple[Tensor, Tensor | None]:
+        """By PyTorch's own kernels: two operators forward, two backward."""
+        targets, ignore_index = self.targets, self.spec.ignore_index
+        reduction = 1 if self.spec.reduction == "mean" else 2
+        log_p = torch.log_softmax(self.logits.to(self.dtype), 1)
+        loss, labelled = nll_loss(log_p, targets, None, reduction, ignore_index)
+        if not self.need:
+            return loss, None
+        if not isinstance(weight, Tensor):
+            weight = torch.tensor(weight, dtype=self.dtype)
+        hit = nll_loss_backward(weight, log_p, targets, None, reduction, ignore_index, labelled)
+        gradient = log_softmax_backward(hit, log_p, 1, self.dtype).to(self.logits.dtype)
+        if labelled.item() != len(targets):  # NaN · 0 is not 0
+            gradient.masked_fill_((targets == ignore_index).unsqueeze(1), 0.0)
+        return loss, gradient
+
+    def _in_blocks(self, weight: Any) -> tuple[Tensor, Tensor | None]:
         if not self.soft:
             self._read_indices()
+        gradient = torch.empty_like(self.logits) if self.need else None
         denominator = self._denominator()
-        scale = None if self.gradient is None else self._scale(weight, denominator)
+        scale = self._scale(weight, denominator) if self.need else None
         elements = self.logits.numel()
         rows = max(1, BLOCK_ELEMENTS * self.logits.shape[0] // elements) if elements else 1
-        views = self.targets, self.gradient, self.target_weight, self.ignored, scale
+        views = self.targets, gradient, self.target_weight, self.ignored, scale
         blocks = [self._block(*block) for block in _blocks(rows, self.logits, *views)]
         losses = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
         if self.illegal is not None:
             losses = losses.masked_fill(self.illegal, torch.nan)
         if self.ignored is not None:
             losses = losses.masked_fill(self.ignored, 0.0)
+        return self._reduced(losses, denominator), gradient
+
+    def _reduced(self, losses: Tensor, denominator: Any) -> Tensor:
+        """Losses (N, d1, ...) as the spec reduces them."""
         if self.spec.per_position:
             return losses
         if self.spec.per_sample:
             return losses if losses.dim() < 2 else losses.flatten(1).sum(1) / denominator
         total = losses.sum()
-        return total if self.spec.reduction == "sum" else total / denominator
+        if self.spec.reduction == "sum":
+            return total
+        mean = total / denominator
+        if self.target_weight is not None and self.spec.label_smoothing:  # x/0 is not yet NaN
+            mean = mean.where(denominator != 0, torch.nan)
+        return mean
 
     def _read_indices(self) -> None:
         ignored = self.targets == self.spec.ignore_index

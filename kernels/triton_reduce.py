@@ -259,7 +259,8 @@ def reduce_kernel(
                 if SOFT:
                     total = tl.full([], positions, ACC)
                 mse = divide(mse, tl.full([], elements, ACC), ACC)
-                ce = divide(ce, total, ACC)
+                # Smoothed targets of weight 0 leave a sum that is not 0: that is NaN too.
+                ce = tl.where(total == 0.0, float("nan"), divide(ce, total, ACC))
             if HAS_REGRESSION and HAS_CLASSIFICATION:
                 tl.store(components_ptr, mse)
                 tl.store(components_ptr + 1, ce)
