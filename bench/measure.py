@@ -28,6 +28,8 @@ from fused_loss.bench.cases import Inputs
 from fused_loss.bench.providers import Program
 from fused_loss.bench.steps import Step
 
+Sampler = Callable[[Step, Sequence[Inputs]], tuple[float, float]]
+
 SAMPLE_SECONDS = 5e-3  # a sample lasts at least about this
 MOST_CALLS = 1000
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 50
@@ -160,7 +162,7 @@ def _touch(program: Program, sets: Sequence[Inputs]) -> None:
             program.step(inputs)
 
 
-def _calls(program: Program, queue: Iterator[Inputs], sample: Callable[..., float]) -> int:
+def _calls(program: Program, queue: Iterator[Inputs], sample: Sampler) -> int:
     """How many calls make a sample; three single calls, timed, are the last of the warm-up."""
     with program.context():
         once = min(sample(program.step, [next(queue)])[1] for _ in range(3))

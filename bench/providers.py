@@ -210,9 +210,15 @@ def _needs_autotuning(device: torch.device) -> str | None:
     return _needs_compiler(device)
 
 
-def _peer(name: str, module: str, package: str, loss_of: Callable, **options: bool) -> Provider:
-    prepare = from_loss(peers.with_mse(loss_of))
-    return Provider(name, prepare, peers.needs(module, package), **options)
+def _peer(
+    name: str,
+    module: str,
+    package: str,
+    cross_entropy_of: Callable[[Case], peers.CrossEntropy],
+    overwrites: bool = False,
+) -> Provider:
+    prepare = from_loss(peers.with_mse(cross_entropy_of))
+    return Provider(name, prepare, peers.needs(module, package), overwrites=overwrites)
 
 
 _fused = partial(Provider, prepare=from_loss(fused_loss), ours=True)

@@ -77,7 +77,7 @@ class TrainingStep:
             value = r
         else:
             value = self.loss(inputs._replace(regression_output=r, classification_output=z))
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
         self.optimizer.step()
         return (value.detach(),)
 
