@@ -59,10 +59,11 @@ class FusedLoss(torch.autograd.Function):
                 'compute this loss under fused_loss.backend("reference")'
             )
         components, weights, *kept = ctx.saved_tensors
-        if ctx.waits:
+        grad_r = grad_z = None
+        if ctx.waits and (ctx.needs.regression or ctx.needs.classification):
             inputs = LossTensors(*kept)
             grad_r, grad_z = kernels.backward(ctx.backend, ctx.spec, inputs, ctx.needs, grad_output)
-        else:
+        elif not ctx.waits:
             grad_r, grad_z = _scaled(ctx.backend, kept, grad_output)
         grad_weights = (
             _weights_gradient(components, weights, grad_output) if ctx.weights_need else None

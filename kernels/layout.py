@@ -83,14 +83,17 @@ def index_rows(tensor: Tensor) -> Rows:
     return Rows(seen.tensor, stride_n=seen.stride_n, stride_s=seen.stride_d)
 
 
-def gradient_like(tensor: Tensor) -> Tensor:
-    """An uninitialised gradient: dense, and in a layout that `matrix` and `rows` see uncopied."""
+def gradient_like(tensor: Tensor, merged: int) -> Tensor:
+    """An uninitialised gradient: dense, and in a layout that is seen uncopied.
+
+    Args:
+        tensor: What it is the gradient of; its strides are kept if they can be.
+        merged: The first dimension of those that share a stride: 1 for `matrix`, 2 for `rows`.
+    """
     gradient = torch.empty_like(tensor)
-    if gradient.dim() < 3 or gradient.is_contiguous():
-        return gradient
-    seen = _merged(gradient.shape[2:], gradient.stride()[2:]) is not None
-    seen = seen and _merged(gradient.shape[1:], gradient.stride()[1:]) is not None
-    return gradient if seen else torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    if _merged(gradient.shape[merged:], gradient.stride()[merged:]) is None:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    return gradient
 
 
 def _merged(shape: tuple[int, ...] | list[int], strides: tuple[int, ...] | list[int]) -> int | None:

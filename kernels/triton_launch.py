@@ -165,7 +165,8 @@ class _Call:
     """One call: both heads as the kernels see them, and the gradients to write."""
 
     def __init__(self, spec: LossSpec, tensors: LossTensors, needs: Needs) -> None:
-        r, z, y, t, self.weights, self.class_weight = tensors
+        r, z, y, t, self.weights, class_weight = tensors
+        self.class_weight = None if class_weight is None else class_weight.contiguous()
         self.spec = spec
         self.dtype = accumulation_dtype(r, z)
         self.one_sample = z is not None and z.dim() == 1
@@ -188,14 +189,14 @@ class _Call:
         self.tile = tile(self.z.classes, adjacent, plain, self.dtype.itemsize)
 
     def _regression(self, r: Tensor, y: Tensor, need: bool) -> None:
-        self.r_grad = layout.gradient_like(r) if need else None
+        self.r_grad = layout.gradient_like(r, merged=1) if need else None
         out = r if self.r_grad is None else self.r_grad
         if self.one_sample and self.spec.per_sample:  # (C,): all of r is one sample
             r, y, out = r[None], y[None], out[None]
         self.r, self.y, self.r_out = layout.matrix(r), layout.matrix(y), layout.matrix(out)
 
     def _classification(self, z: Tensor, t: Tensor, need: bool) -> None:
-        self.z_grad = layout.gradient_like(z) if need else None
+        self.z_grad = layout.gradient_like(z, merged=2) if need else None
         self.z = layout.rows(z)
         self.z_out = self.z if self.z_grad is None else layout.rows(self.z_grad)
         self.t = layout.rows(t) if t.is_floating_point() else layout.index_rows(t)

@@ -190,7 +190,7 @@ def row_tile(
             elif SMOOTH:
                 w = class_weights(w_ptr, k, C, HAS_WEIGHT, ACC)
                 cross += mass * (shift - new_shift) + tl.sum(tl.where(mask, w * centred, 0.0), 1)
-                mass += tl.sum(w, 1)
+                mass += tl.sum(tl.where(mask, w, 0.0), 1)  # Triton 3.6 cannot sum w as it is
             shift = new_shift
 
     log_total = tl.log(total)
