@@ -1,4 +1,4 @@
-"""`fused-loss bench`: its arguments, its run, and `results.json`."""
+"""`fused-loss bench`: its arguments, its run, and `results.json`; the actions on stored results."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from typing import Any
 
 import torch
 
+from fused_loss.bench import compare, render
 from fused_loss.bench.cases import DTYPES, Case, Phase
 from fused_loss.bench.environment import environment
 from fused_loss.bench.measure import Plan
 from fused_loss.bench.providers import PROVIDERS, select
 from fused_loss.bench.run import Record, run_case
+from fused_loss.bench.stored import FILE, SCHEMA
 from fused_loss.bench.suites import SUITES, custom
 
-SCHEMA = 1
+ACTIONS = {"compare": compare, "render": render}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +46,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--providers", metavar="A,B", help=f"some of {', '.join(PROVIDERS)} (default: all)"
     )
     parser.add_argument(
+        "--phases",
+        type=_phases,
+        metavar="A,B",
+        help=f"some of {', '.join(phase.value for phase in Phase)} (default: all)",
+    )
+    parser.add_argument(
         "--device", help="cpu or cuda (default: as the suite; a GPU where there is one)"
     )
     how_long = parser.add_mutually_exclusive_group()
@@ -54,11 +62,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=Plan.seconds,
         help="of timing a case and phase (default: %(default)s)",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write results.json there")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write results.json, report.md and plots there"
+    )
+    actions = parser.add_subparsers(
+        dest="action", metavar="[compare|render]", title="stored results"
+    )
+    for name, action in ACTIONS.items():
+        action.configure(actions.add_parser(name, help=action.ABOUT, description=action.ABOUT))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and report.
+    """Measure and report, or do what the action asks of stored results.
 
     Returns:
         0; 1 where a provider of this package is wrong or fails; 2 for arguments that make no sense.
@@ -66,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ModuleNotFoundError: rich, of the extra `bench`, is not installed.
     """
+    if args.action:
+        return ACTIONS[args.action].run(args)
     from rich.console import Console  # the arguments must be known without it
 
     from fused_loss.bench.tables import progress_bar, show
@@ -79,20 +96,20 @@ def run(args: argparse.Namespace) -> int:
     providers = [provider for provider in providers if provider.name not in absent]
     results = Results(args, device, absent)
     console = Console()
-    jobs = [(case, phase) for case in cases for phase in Phase]
+    plan = Plan(args.rounds, args.seconds)
     with progress_bar(console) as bar:
-        task = bar.add_task("", total=len(jobs))
-        for done, (case, phase) in enumerate(jobs):
+        task = bar.add_task("", total=len(cases))
+        for done, case in enumerate(cases):
 
             def tell(share: float, doing: str, done: int = done, case: Case = case) -> None:
                 bar.update(task, completed=done + share, description=f"{case.name}: {doing}")
 
-            plan = Plan(args.rounds, args.seconds)
-            results.add(run_case(case, phase, providers, device, plan, tell))
+            for record in run_case(case, providers, device, plan, tell, args.phases):
+                results.add(record)
     results.finish()
     show(console, results.records, absent, results.head["environment"])
     if args.out:
-        console.print(f"wrote {args.out / 'results.json'}", highlight=False)
+        render.show(args.out, console)
     return int(any(row.disgrace for record in results.records for row in record.rows))
 
 
@@ -130,9 +147,9 @@ class Results:
         self.folder.mkdir(parents=True, exist_ok=True)
         head = json.dumps(self.head, indent=1).removesuffix("\n}")
         records = ",\n".join(json.dumps(record.as_json()) for record in self.records)
-        unfinished = self.folder / "results.json.part"
+        unfinished = self.folder / f"{FILE}.part"
         unfinished.write_text(f'{head},\n "records": [\n{records}\n]}}\n', encoding="utf-8")
-        os.replace(unfinished, self.folder / "results.json")
+        os.replace(unfinished, self.folder / FILE)
 
 
 def command(args: argparse.Namespace) -> str:
@@ -142,9 +159,19 @@ def command(args: argparse.Namespace) -> str:
     for name in ("dtype", "providers", "device", "rounds"):
         if getattr(args, name) is not None:
             words += [f"--{name}", str(getattr(args, name))]
+    if args.phases is not None:
+        words += ["--phases", ",".join(phase.value for phase in args.phases)]
     if args.rounds is None:
         words += ["--seconds", f"{args.seconds:g}"]
     return shlex.join(words)
+
+
+def _phases(text: str) -> tuple[Phase, ...]:
+    try:
+        return tuple(Phase(part.strip()) for part in text.split(","))
+    except ValueError as error:
+        known = ", ".join(phase.value for phase in Phase)
+        raise argparse.ArgumentTypeError(f"{error}: there are {known}") from error
 
 
 def _positive(text: str) -> int:

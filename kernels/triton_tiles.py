@@ -138,7 +138,8 @@ def row_tile(
     c = tl.arange(0, BLOCK_C)[None, :].to(tl.int64)
     w = class_weights(w_ptr, c, C, HAS_WEIGHT, ACC)
 
-    # Class index: t, whether there is one, whether it is legal, and its weight.
+    # Class index: t, whether there is one, whether it is legal, and its weight: NaN for an illegal
+    # one, and so its loss and its gradient. Positions without a label are masked at the end.
     labelled = inside
     legal = inside
     t = tl.zeros_like(p)
@@ -148,7 +149,9 @@ def row_tile(
         labelled = inside & (t != ignore_index)
         legal = labelled & (t >= 0) & (t < C)
         if HAS_WEIGHT:
-            w_t = tl.load(w_ptr + t, mask=legal, other=0.0).to(ACC)
+            w_t = tl.load(w_ptr + t, mask=legal, other=float("nan")).to(ACC)
+        else:
+            w_t = tl.where(legal, 1.0, float("nan")).to(ACC)
 
     # First pass: m, s, A = Σ q' and B = Σ q'·(z - m); for class indices A and B hold the smoothed
     # part Σ w and Σ w·(z - m), scaled below. `shift` is m, or 0 while m is -inf.
@@ -206,8 +209,6 @@ def row_tile(
         else:
             hit = w_t
             mass = w_t
-        loss = tl.where(labelled & ~legal, float("nan"), loss)
-        scale = tl.where(labelled & ~legal, float("nan"), scale)
 
     # Second pass: scale · (A·p - q'); exactly 0 in rows without a label.
     if GRAD:

@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from _bench import gradient_off
+from _bench_results import simple, write
 
 from fused_loss.bench import PROVIDERS, SUITES, Phase, report
+from fused_loss.bench.stored import load
+from fused_loss.cli import main
 
 ROOT = Path(__file__).parents[1]
 QUICK = ["--rounds", "2", "--providers", "eager,fused-eager,copy", "--device", "cpu"]
@@ -27,8 +30,10 @@ def bench(*words: str) -> int:
 
 def test_the_smoke_suite_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert bench("--suite", "smoke", *QUICK, "--out", str(tmp_path)) == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
-    results = json.loads((tmp_path / "results.json").read_text())
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("results.json", "report.md", "speedup.png", "memory.png", "overhead.png")
+    }
+    results = load(tmp_path)
     assert results["complete"]
     assert results["command"].startswith("fused-loss bench --suite smoke")
     assert results["environment"]["threads"]["torch"] == torch.get_num_threads()
@@ -40,30 +45,32 @@ def test_the_smoke_suite_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixtur
         check_record(record)
     printed = capsys.readouterr().out
     assert all(case.name in printed for case in SUITES["smoke"])
-    assert all(word in printed for word in ("fused-eager", "× eager", "× copy", "median µs", "p10"))
+    assert all(word in printed for word in ("fused-eager", "µs", "spread", "× eager", "× copy"))
 
 
 def check_record(record: dict) -> None:
     rows = {row["name"]: row for row in record["providers"]}
-    assert set(rows) == {"eager", "fused-eager", "copy"}
+    step = record["phase"] == Phase.STEP.value
+    assert set(rows) == {"eager", "fused-eager"} | ({"copy"} if not step else set())
     for name, row in rows.items():
         assert (row["status"], row["reason"]) == ("ok", None)
         assert len(row["samples_s"]) == 2
         # samples are written with four digits
         assert row["median_s"] == pytest.approx(statistics.median(row["samples_s"]), rel=1e-3)
         assert row["p10_s"] <= row["median_s"] <= row["p90_s"]
-        for other in ("eager", "copy"):
+        for other in rows.keys() - {"fused-eager"}:
             assert row[f"ratio_to_{other}"] == row["median_s"] / rows[other]["median_s"]
         moved = record["case"]["bytes_moved"][record["phase"]]
         assert row["bytes_per_s"] == moved / row["median_s"]
-        assert (row["errors"] is None) == (name == "copy")
+        assert (row["errors"] is None) == (step or name == "copy")
 
 
 def test_the_users_own_shape(tmp_path: Path):
     words = ("--shape", "16,10,3", "--dtype", "float64", *QUICK, "--out", str(tmp_path))
     assert bench(*words) == 0
-    first, second = json.loads((tmp_path / "results.json").read_text())["records"]
-    assert first["case"]["name"] == second["case"]["name"] == "16x10x3-float64"
+    records = load(tmp_path)["records"]
+    assert {record["case"]["name"] for record in records} == {"16x10x3-float64"}
+    assert [record["phase"] for record in records] == [phase.value for phase in Phase]
 
 
 def test_a_wrong_provider_of_this_package_fails_the_run(
@@ -84,21 +91,38 @@ def test_a_wrong_peer_does_not(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
 
 def test_a_run_cut_short_leaves_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    measured = []
-
     def interrupted(*args, **kwargs):
-        if measured:
-            raise KeyboardInterrupt
-        measured.append(run_case(*args, **kwargs))
-        return measured[0]
+        yield next(run_case(*args, **kwargs))
+        raise KeyboardInterrupt
 
     run_case = report.run_case
     monkeypatch.setattr(report, "run_case", interrupted)
     with pytest.raises(KeyboardInterrupt):
         bench("--shape", "16,10,3", *QUICK, "--out", str(tmp_path))
-    results = json.loads((tmp_path / "results.json").read_text())
+    results = load(tmp_path)
     assert not results["complete"]
     assert len(results["records"]) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+    assert bench("render", str(tmp_path)) == 0
+    assert "Cut short" in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_stored_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture):
+    before = write(tmp_path / "a", simple({"eager": 1e-4, "fused-eager": 1e-4}))
+    after = write(tmp_path / "b", simple({"eager": 1e-4, "fused-eager": 2e-4}))
+    assert bench("compare", str(before), str(before)) == 0
+    assert bench("compare", str(before), str(after)) == 1
+    assert bench("compare", str(before), str(tmp_path)) == 2
+    assert main(["bench", "compare", str(before), str(after), "--threshold", "3"]) == 0
+    assert main(["bench", "compare", "--help"]) == 0
+    assert "threshold" in capsys.readouterr().out
+
+
+def test_an_action_that_there_is_not_is_refused(capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as exit_info:
+        bench("smoke")
+    assert exit_info.value.code == 2
+    assert "compare" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -160,5 +184,5 @@ def test_pytest_benchmark_runs_over_the_registry(tmp_path: Path):
     assert {entry["group"] for entry in found} == groups
     tutorial = SUITES["smoke"][0]
     for entry in found:
-        phase = Phase(entry["group"].split()[1])
+        phase = Phase(entry["group"].removeprefix("tutorial-100x2 "))
         assert entry["extra_info"]["bytes_moved"] == tutorial.bytes_moved(phase)

@@ -1,0 +1,62 @@
+"""`fused-loss export`: write a model to ONNX, verified or not at all."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fused_loss.export.cli_model import add_options, load_named, note, reporting, words
+from fused_loss.export.errors import OnnxVerificationError, UsageError
+from fused_loss.export.signature import INPUT_NAMES, OPSET
+from fused_loss.export.to_onnx import export_onnx, failed_path
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    add = parser.add_argument
+    add("out", metavar="OUT", type=Path, help="the .onnx file to write")
+    add_options(parser)
+    add("--opset", type=int, default=OPSET, help=f"of the file ({OPSET})")
+    add("--input-names", type=words, default=INPUT_NAMES, metavar="A,B", help="one an input")
+    add("--keep-failed", action="store_true", help="keep a refused file, as OUT's .failed.onnx")
+    add("--force", action="store_true", help="replace OUT, once the new file is verified")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export; 0 once the file is at OUT.
+
+    Raises:
+        UsageError: OUT is a folder, or exists without --force; no inputs are named; or see
+            `load_named`.
+        OnnxExportError, OnnxVerificationError: As `export_onnx`.
+    """
+    if args.out.is_dir():
+        raise UsageError(f"{args.out} is a folder: give the name of a file in it")
+    if args.out.exists() and not args.force:
+        raise UsageError(f"{args.out} exists: --force replaces it, once the new file is verified")
+    if args.input_shape is None and args.example is None:
+        raise UsageError("one of --input-shape and --example is needed")
+    named = load_named(args, args.input_names)
+    assert named.example is not None
+    if args.checkpoint is None and not args.quiet:
+        note("no --checkpoint: these are the weights that the factory made")
+    try:
+        with reporting(args) as accept:
+            result = export_onnx(
+                named.model,
+                named.example,
+                args.out,
+                opset=args.opset,
+                input_names=args.input_names,
+                output_names=args.output_names,
+                verify_batches=args.verify_batches,
+                verify_data=named.data,
+                seed=args.seed,
+                keep_failed=args.keep_failed,
+            )
+            accept(result.report)
+    except OnnxVerificationError:
+        if args.keep_failed:
+            note(f"the refused file is kept as {failed_path(args.out)}")
+        raise
+    return 0

@@ -1,0 +1,148 @@
+"""The options that `fused-loss export` and `fused-loss verify` share, and what they name."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from fused_loss.export.arrays import load_rows, model_dtype
+from fused_loss.export.errors import OnnxVerificationError, UsageError
+from fused_loss.export.files import replacing
+from fused_loss.export.report import VerificationReport
+from fused_loss.export.signature import (
+    OUTPUT_NAMES,
+    VERIFY_BATCHES,
+    Signature,
+    Tensors,
+    batch_sizes,
+)
+from fused_loss.export.sources import load_checkpoint, load_model
+
+EXAMPLE_ROWS = 64
+
+
+class Named(NamedTuple):
+    """What the command line names, loaded."""
+
+    model: nn.Module
+    example: Tensors | None
+    data: Tensors | None
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The model, its inputs, and how it is verified."""
+    add = parser.add_argument
+    add("--model", required=True, metavar="PKG.MOD:FACTORY", help="what makes the nn.Module")
+    add("--checkpoint", type=Path, metavar="W", help="state dict: .safetensors, weights-only .pt")
+    rows = parser.add_mutually_exclusive_group()
+    rows.add_argument(
+        "--input-shape", type=shape, metavar="3,8,8", help="of one sample: standard normal inputs"
+    )
+    rows.add_argument("--example", type=Path, metavar="X", help="real rows: .npy, or .npz by name")
+    add("--output-names", type=words, default=OUTPUT_NAMES, metavar="R,C", help="by position")
+    add(
+        "--verify-batches",
+        type=whole_numbers,
+        default=VERIFY_BATCHES,
+        metavar="0,1,2",
+        help=f"batch sizes ({','.join(map(str, VERIFY_BATCHES))})",
+    )
+    add("--verify-data", type=Path, metavar="X", help="verify on these rows instead")
+    add("--seed", type=int, default=0, help="of the random inputs (0)")
+    add("--report", type=Path, metavar="R.json", help="write the report, of a refused file too")
+    add("-q", "--quiet", action="store_true", help="no summary")
+
+
+def load_named(args: argparse.Namespace, input_names: Sequence[str]) -> Named:
+    """Load the model, its weights and its rows.
+
+    Raises:
+        UsageError: Something named is not there, or names and batch sizes make no sense.
+        OnnxExportError: The factory or the checkpoint fails.
+    """
+    _check_report(args)
+    try:
+        names = Signature(tuple(input_names), tuple(args.output_names)).input_names
+        batch_sizes("--verify-batches", args.verify_batches)
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    torch.manual_seed(args.seed)
+    model = load_model(args.model)
+    if args.checkpoint is not None:
+        load_checkpoint(model, args.checkpoint)
+    dtype = model_dtype(model)
+    example: Tensors | None = None
+    data: Tensors | None = None
+    if args.input_shape is not None:
+        if len(names) > 1:
+            raise UsageError(
+                "--input-shape is for one input: give the rows of several as --example"
+            )
+        example = (torch.randn(EXAMPLE_ROWS, *args.input_shape, dtype=dtype),)
+    if args.example is not None:
+        example = load_rows(args.example, names, dtype)
+    if args.verify_data is not None:
+        data = load_rows(args.verify_data, names, dtype)
+    return Named(model, example, data)
+
+
+@contextmanager
+def reporting(args: argparse.Namespace) -> Iterator[Callable[[VerificationReport], None]]:
+    """Gives what to call with an accepted report; writes `--report` for a refused file too."""
+
+    def accept(report: VerificationReport) -> None:
+        _write_report(args.report, report)
+        if not args.quiet:
+            print(report.summary())
+
+    try:
+        yield accept
+    except OnnxVerificationError as error:
+        _write_report(args.report, error.report)
+        raise
+
+
+def note(text: str) -> None:
+    """Say something on stderr that is no error."""
+    print(f"fused-loss: {text}", file=sys.stderr)
+
+
+def words(text: str) -> tuple[str, ...]:
+    """ "a,b" -> ("a", "b")."""
+    return tuple(word.strip() for word in text.split(","))
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """ "0,1,2" -> (0, 1, 2)."""
+    return tuple(int(word) for word in text.split(","))
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """ "3,8,8" -> (3, 8, 8)."""
+    sizes = whole_numbers(text)
+    if min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must hold sizes of 1 and above")
+    return sizes
+
+
+def _check_report(args: argparse.Namespace) -> None:
+    """Before the work is done and the file written, not after."""
+    if args.report is None:
+        return
+    if not args.report.resolve().parent.is_dir() or args.report.is_dir():
+        raise UsageError(f"--report {args.report} cannot be written: no such folder, or one itself")
+    if args.report.resolve() == args.out.resolve():
+        raise UsageError(f"--report {args.report} is the model file: give it another name")
+
+
+def _write_report(path: Path | None, report: VerificationReport) -> None:
+    if path is not None:
+        with replacing(path) as temporary:
+            temporary.write_text(report.to_json(), encoding="utf-8")

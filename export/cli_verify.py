@@ -1,0 +1,49 @@
+"""`fused-loss verify`: hold an ONNX file to the model that it was made from."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from fused_loss.export.cli_model import add_options, load_named, reporting, words
+from fused_loss.export.errors import UsageError
+from fused_loss.export.signature import INPUT_NAMES
+from fused_loss.export.structure import read_structure
+from fused_loss.export.verify import verify_onnx
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    parser.add_argument("out", metavar="FILE", type=Path, help="the .onnx file")
+    add_options(parser)
+    parser.add_argument("--input-names", type=words, metavar="A,B", help="(the file's own)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Verify; 0 where onnxruntime agrees with PyTorch.
+
+    Raises:
+        UsageError: No such file, or see `load_named`.
+        OnnxExportError, OnnxVerificationError: As `verify_onnx`.
+    """
+    if not args.out.is_file():
+        raise UsageError(f"there is no file {args.out}")
+    structure = read_structure(args.out)
+    if structure.problems:  # there are no inputs to give rows to
+        args.input_shape = args.example = args.verify_data = None
+    names = args.input_names or tuple(structure.inputs) or INPUT_NAMES
+    named = load_named(args, names)
+    with reporting(args) as accept:
+        accept(
+            verify_onnx(
+                args.out,
+                named.model,
+                named.example,
+                data=named.data,
+                input_names=names,
+                output_names=args.output_names,
+                batches=args.verify_batches,
+                seed=args.seed,
+            )
+        )
+    return 0

@@ -1,0 +1,105 @@
+"""From a module to the bytes of an `.onnx` file, without what the exporter leaves in it."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from typing import Any
+
+import torch
+from torch import nn
+
+from fused_loss.export.errors import OnnxExportError
+from fused_loss.export.reference import isolated
+from fused_loss.export.seal import sealed
+from fused_loss.export.signature import MAX_IR_VERSION, Signature, Tensors
+
+# Rows of the traced batch: 0 and 1 are special to torch.export.
+TRACED_ROWS = 3
+
+
+def traced(module: nn.Module, rows: Tensors, signature: Signature, opset: int) -> bytes:
+    """The bytes of the model file, sealed.
+
+    Raises:
+        OnnxExportError: The exporter fails, or gives another opset than the one asked for.
+    """
+    batch = torch.arange(TRACED_ROWS) % rows[0].shape[0]
+    try:
+        with _quiet("torch.onnx", "torch.export", "onnxscript", "onnx_ir"), isolated():
+            program = torch.onnx.export(
+                module,
+                tuple(tensor[batch] for tensor in rows),
+                dynamo=True,
+                verbose=False,
+                opset_version=opset,
+                input_names=list(signature.input_names),
+                output_names=list(signature.output_names),
+                dynamic_shapes=signature.dynamic_shapes(module),
+            )
+            assert program is not None
+            proto = cleaned(program.model_proto)
+            written = {entry.domain: entry.version for entry in proto.opset_import}.get("")
+            if written != opset:
+                raise OnnxExportError(
+                    f"opset {opset} was asked for and the exporter gives {written}: "
+                    "18 to 25 are safe, 20 is read everywhere"
+                )
+            return sealed(proto.SerializeToString(deterministic=True))
+    except OnnxExportError:
+        raise
+    except Exception as error:
+        raise OnnxExportError(f"torch.onnx.export failed: {_root(error)}") from error
+
+
+def cleaned(proto: Any) -> Any:
+    """Without stack traces, source paths and doc strings; IR version 10 at most."""
+    proto.ir_version = min(proto.ir_version, MAX_IR_VERSION)
+    proto.ClearField("metadata_props")
+    proto.ClearField("doc_string")
+    for graph in (proto.graph, *proto.functions):
+        _strip(graph)
+    return proto
+
+
+def _strip(graph: Any) -> None:
+    """Of a graph or a function, and of the graphs inside its nodes."""
+    values = [*graph.value_info]
+    if hasattr(graph, "initializer"):
+        values += [*graph.initializer, *graph.input, *graph.output]
+    for item in (graph, *values, *graph.node):
+        item.ClearField("doc_string")
+        item.ClearField("metadata_props")
+    for node in graph.node:
+        for attribute in node.attribute:
+            attribute.ClearField("doc_string")
+            if attribute.HasField("g"):
+                _strip(attribute.g)
+            for inner in attribute.graphs:
+                _strip(inner)
+
+
+def _root(error: BaseException) -> str:
+    """The first cause's message, without the exporter's general advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip() or type(error).__name__
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Without the exporter's notes and graphs on stderr: its error or the file says enough."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL)
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

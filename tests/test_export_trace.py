@@ -1,0 +1,79 @@
+import warnings
+
+import onnx
+import pytest
+import torch
+from _export import mlp, mlp_bytes, rows
+from onnx import TensorProto, helper
+
+from fused_loss.export import OnnxExportError
+from fused_loss.export import trace as trace_file
+from fused_loss.export.reference import Reference
+from fused_loss.export.seal import is_intact
+from fused_loss.export.signature import Signature
+from fused_loss.export.trace import cleaned, traced
+
+SECRET = "/home/someone/secret/model.py"
+
+
+def told(thing):
+    """`thing`, with a path in every text that the exporter may leave."""
+    thing.doc_string = SECRET
+    entry = thing.metadata_props.add()
+    entry.key = entry.value = SECRET
+    return thing
+
+
+def graph_with(node):
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch"])
+    constant = helper.make_tensor("c", TensorProto.FLOAT, (), [1.0])
+    graph = helper.make_graph([node], "g", [value], [value], [constant], value_info=[value])
+    for item in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        told(item)
+    return told(graph)
+
+
+def test_paths_and_stack_traces_are_taken_out_of_the_model_and_all_that_is_in_it():
+    inner = told(helper.make_node("Identity", ["x"], ["y"]))
+    branch = told(helper.make_node("If", ["c"], ["y"], then_branch=graph_with(inner)))
+    branch.attribute[0].doc_string = SECRET
+    loop = told(helper.make_node("Many", ["c"], ["y"], bodies=[graph_with(branch)]))
+    function = told(helper.make_function("d", "F", ["x"], ["y"], [inner], []))
+    model = told(helper.make_model(graph_with(loop), functions=[function], ir_version=13))
+    assert model.SerializeToString().count(SECRET.encode()) > 30
+    clean = cleaned(model)
+    assert SECRET.encode() not in clean.SerializeToString()
+    assert clean.ir_version == 10
+    then = clean.graph.node[0].attribute[0].graphs[0].node[0].attribute[0].g
+    assert then.node[0].op_type == "Identity"
+    assert then.initializer[0].float_data[0] == 1.0
+
+
+def test_an_older_ir_version_is_kept():
+    assert cleaned(onnx.ModelProto(ir_version=8)).ir_version == 8
+
+
+def test_the_bytes_are_sealed_and_always_the_same():
+    assert is_intact(mlp_bytes())
+    again = traced(Reference(mlp()).module, (rows(1),), Signature(), 20)
+    assert again == mlp_bytes()  # traced from one row instead of many
+
+
+def test_the_first_cause_is_what_is_said_and_the_callers_state_comes_back(monkeypatch, capfd):
+    def fails(*args, **options):
+        warnings.warn("a note", stacklevel=1)
+        try:
+            raise KeyError("the cause")
+        except KeyError as cause:
+            raise RuntimeError("general advice") from cause
+
+    monkeypatch.setattr(torch.onnx, "export", fails)
+    filters, random = warnings.filters.copy(), torch.get_rng_state()
+    logger = trace_file.logging.getLogger("torch.onnx")
+    level = logger.level
+    with pytest.raises(OnnxExportError, match=r"^torch.onnx.export failed: 'the cause'$"):
+        traced(mlp(), (rows(),), Signature(), 20)
+    assert warnings.filters == filters
+    assert logger.level == level
+    assert torch.equal(random, torch.get_rng_state())
+    assert capfd.readouterr() == ("", "")
