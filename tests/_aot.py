@@ -1,0 +1,226 @@
+"""Compiles the launches of a call for GPUs that are not there, and reads what came out.
+
+Run as a script this is a worker: a line of JSON in, a line of JSON out. It runs without
+TRITON_INTERPRET, and Triton's own JIT decides what is specialised, as it does before a launch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from _variants import Call
+
+SM_90 = ("cuda", 90, 32)
+GFX942 = ("hip", "gfx942", 64)
+REGISTERS = 65536  # of a multiprocessor
+
+
+class Access(NamedTuple):
+    """Loads or stores of global memory through one of the kernel's pointers."""
+
+    pointer: str  # "z_ptr"
+    kind: str  # "ld", "st"
+    bits: int  # that one instruction moves for a thread
+    count: int
+
+
+class Code(NamedTuple):
+    """What the compiler made of one launch."""
+
+    kernel: str
+    variant: list[Any]
+    registers: int
+    spilled: int  # bytes a thread for which there is no register: stack and local memory
+    spared: int  # bytes that ptxas spills unforced, to fit one more block on a multiprocessor
+    accesses: list[Access]
+    wide_loads: int  # LDG.E.128 in the machine code, counted for `vectors` only
+
+
+class Compiler:
+    """The worker, seen from a test."""
+
+    def __init__(self, folder: Path) -> None:
+        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+        environment["TRITON_CACHE_DIR"] = str(folder / "cache")
+        paths = [str(Path(__file__).parent), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+        self.log = (folder / "worker.log").open("w+")
+        self.process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env=environment,
+        )
+
+    def compile(self, call: Call, target: tuple[str, Any, int]) -> list[Code]:
+        """Compile each launch of the call, in their order.
+
+        Raises:
+            RuntimeError: It does not compile; the message is the compiler's.
+        """
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps([call, target]) + "\n")
+            self.process.stdin.flush()
+        codes = json.loads(self.process.stdout.readline() or '"the compiler has died"')
+        if isinstance(codes, str):
+            self.log.seek(0)
+            raise RuntimeError(f"{codes}\n{self.log.read()[-4000:]}")
+        return [
+            Code(*code)._replace(accesses=[Access(*access) for access in code[5]]) for code in codes
+        ]
+
+    def close(self) -> None:
+        """End the worker."""
+        with suppress(BrokenPipeError):
+            self.process.communicate()
+        self.log.close()
+
+
+# --- the worker -----------------------------------------------------------------------------------
+
+
+class _Driver:
+    """A GPU of which only the architecture is known."""
+
+    def __init__(self) -> None:
+        self.targets: list[Any] = []
+        self.current = 0
+
+    def choose(self, target: Any) -> None:
+        if target not in self.targets:
+            self.targets.append(target)
+        self.current = self.targets.index(target)
+
+    def get_current_device(self) -> int:
+        return self.current
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def get_current_target(self) -> Any:
+        return self.targets[self.current]
+
+
+def _compile(driver: _Driver, call: Call, target: tuple[str, Any, int]) -> list[Code]:
+    from _variants import launches_go_to, variant
+    from triton.backends.compiler import GPUTarget
+
+    driver.choose(GPUTarget(*target))
+    codes = []
+
+    def launch(kernel: Any, programs: int, device: Any, warps: int, **arguments: Any) -> None:
+        options = {"grid": (programs,), "warmup": True, "num_warps": warps}
+        options |= {"enable_fp_fusion": True, **arguments}
+        compiled = kernel.run(**options)
+        name, constexprs = variant(kernel, warps, arguments)
+        shown = [[key, value if _is_json(value) else str(value)] for key, value in constexprs]
+        if target != SM_90:
+            codes.append(Code(name, shown, *_read_amdgcn(compiled)))
+            return
+        registers, stack = _usage(compiled)
+        spilled = 0
+        if stack:  # by choice, if they vanish where no block but this one has to fit
+            all_registers = min(255, REGISTERS // (32 * warps))
+            _, spilled = _usage(kernel.run(**options, maxnreg=all_registers))
+        wide = _disassembly(compiled).count("LDG.E.128") if call.vectors else 0
+        codes.append(
+            Code(name, shown, registers, spilled, stack - spilled, _accesses(compiled), wide)
+        )
+
+    with launches_go_to(launch):
+        call.run()
+    return codes
+
+
+def _is_json(value: Any) -> bool:
+    return isinstance(value, bool | int | float | str)
+
+
+def _usage(compiled: Any) -> tuple[int, int]:
+    """Registers and spilled bytes, a thread."""
+    from triton import knobs
+
+    usage = _inspect(compiled, knobs.nvidia.cuobjdump.path, "--dump-resource-usage")
+    used = {key: int(value) for key, value in re.findall(r"\b([A-Z]+):(\d+)", usage)}
+    return used["REG"], used["STACK"] + used["LOCAL"]
+
+
+def _disassembly(compiled: Any) -> str:
+    from triton import knobs
+
+    return _inspect(compiled, knobs.nvidia.nvdisasm.path, "-c")
+
+
+def _inspect(compiled: Any, *command: str) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        return subprocess.run(
+            [*command, file.name], check=True, capture_output=True, text=True
+        ).stdout
+
+
+def _accesses(compiled: Any) -> list[Access]:
+    """By pointer, from PTX, whose widths ptxas keeps: each address traced back to a parameter."""
+    ptx = compiled.asm["ptx"]
+    names = [name for name, kind in compiled.src.signature.items() if kind != "constexpr"]
+    origin: dict[str, str] = {}  # register -> pointer
+    for register, index in re.findall(r"ld\.param\.b64\s+(%rd\d+), \[\w+_param_(\d+)\]", ptx):
+        if int(index) < len(names) and names[int(index)].endswith("_ptr"):
+            origin[register] = names[int(index)]
+    computed = [
+        (registers[0], registers[1:])
+        for line in ptx.splitlines()
+        if not re.search(r"\b(ld|st|atom)\.", line) and (registers := re.findall(r"%rd\d+", line))
+    ]
+    known = 0
+    while known < len(origin):  # a loop hands an address back to its own beginning
+        known = len(origin)
+        for register, sources in computed:
+            for source in sources:
+                if source in origin:
+                    origin.setdefault(register, origin[source])
+    found: Counter[tuple[str, str, int]] = Counter()
+    access = r"\b(ld|st)\.global\S*?(?:\.v(\d))?\.[bfus](\d+)\s.*\[ *(%rd\d+)"
+    for kind, length, bits, register in re.findall(access, ptx):
+        found[origin[register], kind, int(length or 1) * int(bits)] += 1
+    return [Access(*key, count) for key, count in found.items()]
+
+
+def _read_amdgcn(compiled: Any) -> tuple[Any, ...]:
+    found = re.findall(r"\.(\w+): +(\d+)$", compiled.asm["amdgcn"], re.MULTILINE)
+    used = {key: int(value) for key, value in found}
+    return used["vgpr_count"], used["private_segment_fixed_size"], 0, [], 0
+
+
+def _work() -> None:
+    from triton.runtime import driver as active
+
+    driver = _Driver()
+    active.set_active(driver)
+    answers, sys.stdout = sys.stdout, sys.stderr  # what Triton prints is no answer
+    for question in sys.stdin:
+        call, target = json.loads(question)
+        try:
+            answer: Any = _compile(driver, Call(*call), tuple(target))
+        except Exception:
+            answer = traceback.format_exc()
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    _work()

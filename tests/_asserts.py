@@ -1,0 +1,248 @@
+"""How far a result may be from the oracle, and what may happen beside a launch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from _cases import Problem
+from _numpy_oracle import Expected, Options, combined
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fused_loss
+from fused_loss import combined_loss
+
+Result = dict[str, Tensor]
+
+
+# --- three ways to the same numbers ---------------------------------------------------------------
+
+
+def leaves(problem: Problem) -> tuple[Result, dict[str, Any]]:
+    """The tensors that take a gradient, by name, and the keywords that hold the weights among them.
+
+    A copy keeps its strides, stride 0 apart.
+    """
+    keywords = dict(problem.keywords)
+    wanted = {"r": problem.r, "z": problem.z}
+    for name in ("alpha", "loss_weights"):
+        if isinstance(keywords.get(name), Tensor):
+            wanted[name] = keywords[name]
+    taken = {name: tensor.detach().requires_grad_() for name, tensor in wanted.items()}
+    keywords.update({name: taken[name] for name in taken if name in keywords})
+    return taken, keywords
+
+
+def fused(
+    problem: Problem, backend: str, watch: Callable[[], AbstractContextManager] = nullcontext
+) -> Result:
+    """Loss, components and gradients of `combined_loss`; each pass within a `watch` of its own."""
+    taken, keywords = leaves(problem)
+    with fused_loss.backend(backend), watch():
+        loss, components = combined_loss(
+            taken["r"], taken["z"], problem.y, problem.t, return_components=True, **keywords
+        )
+    with watch():
+        gradients = torch.autograd.grad(loss, list(taken.values()), problem.grad_output)
+    named = dict(zip(taken, gradients, strict=True))
+    return {"loss": loss.detach(), **components._asdict(), **named}
+
+
+def composed(problem: Problem) -> Result:
+    """The same from `F.mse_loss` and `F.cross_entropy`, in the dtype of the loss."""
+    taken, keywords = leaves(problem)
+    dtype = problem.grad_output.dtype
+    r, z, y = taken["r"].to(dtype), taken["z"].to(dtype), problem.y.to(dtype)
+    t = problem.t.to(dtype) if problem.t.is_floating_point() else problem.t
+    reduction = keywords.get("reduction", "mean")
+    weight = keywords.get("class_weight")
+    ignore_index = keywords.get("ignore_index", -100)
+    mse = F.mse_loss(r, y, reduction=reduction)
+    ce = F.cross_entropy(
+        z,
+        t.long() if t.dtype == torch.uint8 else t,
+        None if weight is None else weight.to(dtype),
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=keywords.get("label_smoothing", 0.0),
+    )
+    if reduction == "none":
+        mse = mse.mean() if z.dim() == 1 else mse.flatten(1).mean(1) if r.dim() > 1 else mse
+        if ce.dim() > 1:
+            labelled = torch.ones_like(ce) if t.is_floating_point() else (t != ignore_index)
+            ce = ce.flatten(1).sum(1) / labelled.flatten(1).sum(1).clamp(min=1)
+    pair = keywords.get("loss_weights")
+    if pair is None:
+        alpha = keywords.get("alpha", 0.5)
+        pair = alpha, 1 - alpha
+    loss = pair[0] * mse + pair[1] * ce
+    gradients = torch.autograd.grad(loss, list(taken.values()), problem.grad_output)
+    named = dict(zip(taken, gradients, strict=True))
+    parts = {"loss": loss, "regression": mse, "classification": ce}
+    return {**{name: part.detach() for name, part in parts.items()}, **named}
+
+
+def expected(problem: Problem) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The same from the NumPy loops, and the sums of the terms' absolute values."""
+    keywords = problem.keywords
+    weight = keywords.get("class_weight")
+    options = Options(
+        None if weight is None else numpy(weight),
+        keywords.get("ignore_index", -100),
+        keywords.get("label_smoothing", 0.0),
+        keywords.get("reduction", "mean"),
+    )
+    tensors = problem.r, problem.z, problem.y, problem.t, problem.grad_output
+    r, z, y, t, upstream = map(numpy, tensors)
+    values, terms = combined(r, z, y, t, problem.weights, options, upstream)
+    return _named(values, keywords, -1), _named(terms, keywords, 1)
+
+
+def _named(found: Expected, keywords: dict[str, Any], sign: int) -> dict[str, np.ndarray]:
+    named = found._asdict()
+    mse, ce = named.pop("weights")
+    if isinstance(keywords.get("alpha"), Tensor):
+        named["alpha"] = np.asarray(mse + sign * ce)
+    if isinstance(keywords.get("loss_weights"), Tensor):
+        named["loss_weights"] = np.array([mse, ce])
+    return named
+
+
+def numpy(tensor: Tensor) -> np.ndarray:
+    """Indices as int64, anything else as float64: no value changes."""
+    wide = torch.float64 if tensor.is_floating_point() else torch.int64
+    return tensor.detach().cpu().to(wide).numpy()
+
+
+# --- how far apart they may be --------------------------------------------------------------------
+
+
+def error(actual: Tensor, oracle: np.ndarray) -> float:
+    """The largest difference, over the elements where the oracle is finite."""
+    finite = np.isfinite(oracle)
+    difference = np.abs(numpy(actual).astype(np.longdouble) - oracle)[finite]
+    return float(difference.max()) if difference.size else 0.0
+
+
+def ulp(terms: np.ndarray, dtype: torch.dtype) -> float:
+    """One unit in the last place of `dtype` at the largest of the terms that were added up."""
+    largest = float(terms[np.isfinite(terms)].max(initial=0.0))
+    kind = torch.finfo(dtype)
+    return kind.eps * max(largest, kind.smallest_normal)
+
+
+def assert_same_specials(name: str, actual: Tensor, oracle: np.ndarray) -> None:
+    """NaN and infinities are where the oracle has them, and nowhere else."""
+    found = numpy(actual)
+    special = ~(np.isfinite(oracle) & np.isfinite(found))
+    np.testing.assert_array_equal(found[special], oracle[special].astype(float), name)
+
+
+def assert_matches(
+    problem: Problem, actual: Result, yardstick: Result, interpreted: bool = False
+) -> None:
+    """Loss, components and every gradient are right: shape, dtype, special values, and the rest.
+
+    Of each tensor the largest error against the oracle may exceed the yardstick's own (PyTorch's
+    operators in the dtype of the loss) by two ulps of that dtype at the tensor's largest term: four
+    roundings. A gradient of a narrower dtype may add half an ulp of its own each time it is stored:
+    once, or twice where a stored one is scaled by `grad_output` later. Triton's interpreter
+    truncates to bfloat16: there it is a whole ulp.
+    """
+    oracle, terms = expected(problem)
+    assert actual.keys() == oracle.keys()
+    taken, keywords = leaves(problem)
+    wide = problem.grad_output.dtype
+    scaled = keywords.get("reduction") != "none" and bool((problem.grad_output != 1).any())
+    for name, value in actual.items():
+        dtype = taken[name].dtype if name in taken else wide
+        assert value.dtype == dtype, f"{name}: {value.dtype}, not {dtype}"
+        assert value.shape == oracle[name].shape, f"{name}: {tuple(value.shape)}"
+        assert_same_specials(name, value, oracle[name])
+        bound = error(yardstick[name], oracle[name]) + 2 * ulp(terms[name], wide)
+        if dtype != wide:
+            rounding = 1.0 if interpreted and dtype == torch.bfloat16 else 0.5
+            bound += rounding * (2 if scaled else 1) * ulp(terms[name], dtype)
+        off = error(value, oracle[name])
+        assert off <= bound, f"{name}: off by {off:.3g}, allowed {bound:.3g}"
+
+
+# --- what happens beside a launch -----------------------------------------------------------------
+
+ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "zeros"}
+VIEWS = {
+    "_reshape_alias", "_unsafe_view", "alias", "as_strided", "detach", "expand", "permute",
+    "select", "slice", "squeeze", "t", "transpose", "unbind", "unsqueeze", "view",
+}  # fmt: skip
+
+
+class Launches(TorchDispatchMode):
+    """The kernels that were launched, and the operators that were dispatched beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels: list[str] = []
+        self.arguments: list[dict[str, Any]] = []  # one a launch
+        self.operators: list[str] = []
+        self.inside = False  # the interpreter computes with operators of its own
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.inside:
+            self.operators.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+    def assert_alone(self) -> None:
+        """Something was launched, and nothing but allocations and views dispatched beside it."""
+        assert self.kernels
+        assert set(self.operators) <= ALLOCATIONS | VIEWS, self.operators
+
+
+@contextmanager
+def launches() -> Iterator[Launches]:
+    """Record what the Triton backend does within the block."""
+    from fused_loss.kernels import triton_launch
+
+    original = triton_launch.launch
+    log = Launches()
+
+    def recorded(kernel: Any, *args: Any, **kwargs: Any) -> None:
+        log.kernels.append(kernel.fn.__name__)
+        log.arguments.append(kwargs)
+        log.inside = True
+        try:
+            original(kernel, *args, **kwargs)
+        finally:
+            log.inside = False
+
+    triton_launch.launch = recorded
+    try:
+        with log:
+            yield log
+    finally:
+        triton_launch.launch = original
+
+
+def launched(problem: Problem) -> tuple[Result, list[str], list[str]]:
+    """What Triton computes, and the kernels that it launched forward and backward: nothing else.
+
+    The gradient of a weight that is a tensor is a handful of 0-d operators in the backward pass.
+    """
+    logs: list[Launches] = []
+
+    @contextmanager
+    def watch() -> Iterator[None]:
+        with launches() as log:
+            logs.append(log)
+            yield
+
+    result = fused(problem, "triton", watch)
+    forward, backward = logs
+    forward.assert_alone()
+    if not {"alpha", "loss_weights"} & result.keys():
+        backward.assert_alone()
+    return result, forward.kernels, backward.kernels

@@ -1,0 +1,34 @@
+"""The guard: no test may launch a kernel variant that the ahead-of-time tests do not know."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _known_variants(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Look at every launch of a test, where Triton has been imported before it.
+
+    Tests with the fixture `shrunken` change the launch table and are left alone.
+    """
+    launcher: Any = sys.modules.get("fused_loss.kernels.triton_launch")
+    if launcher is None or "shrunken" in request.fixturenames:
+        yield
+        return
+    from _variants import known, variant
+
+    original = launcher.launch
+
+    def guarded(kernel: Any, programs: int, device: Any, warps: int, **arguments: Any) -> None:
+        key = variant(kernel, warps, arguments)
+        if not known(key):
+            pytest.fail(f"a kernel variant that no test compiles for a GPU: {key}")
+        original(kernel, programs, device, warps, **arguments)
+
+    launcher.launch = guarded
+    yield
+    launcher.launch = original

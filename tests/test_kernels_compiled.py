@@ -1,0 +1,160 @@
+"""Every kernel variant compiles for Hopper and for an MI300, without either: no register spill.
+
+The representative set is pairwise, plus every option at once; the sweep (`slow`) compiles every
+combination of options, and every tile of the launch table at its plainest and its fullest.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+from _aot import GFX942, SM_90, Code, Compiler
+from _variants import (
+    DTYPES,
+    SPACE,
+    Call,
+    every_option,
+    known,
+    launches_go_to,
+    options,
+    pairs,
+    pairwise,
+    samples,
+    variant,
+)
+
+SMALL = {
+    **SPACE,
+    "z_dtype": ("f32", "bf16"),
+    "r_dtype": ("f32", "f16"),
+    "targets": ("int64", "soft"),
+    "class_weight": ("", "like"),
+    "ignore_index": (-100,),
+    "layout": ("rows", "spatial"),
+    "classes": (3, 1000, 32000),
+    "samples": ("few", "many"),
+}
+FULL = Call(targets="soft", class_weight="like", smoothing=0.1, weights="alpha")
+PARTS = 16
+
+
+def regimes() -> list[Call]:
+    """The launch table at its plainest and with everything on, in rows that take vectors."""
+    plain = [("f32", 16), ("bf16", 128), ("f32", 1024), ("bf16", 16384), ("bf16", 262144)]
+    full = [("bf16", 16), ("f32", 1024), ("f64", 2048), ("f32", 8192), ("bf16", 32000)]
+    smoothed = FULL._replace(targets="int64")
+    return [
+        *[Call(z_dtype=z, r_dtype=z, classes=classes) for z, classes in plain],
+        *[FULL._replace(z_dtype=z, r_dtype=z, classes=classes) for z, classes in full],
+        *[smoothed._replace(z_dtype=z, r_dtype=z, classes=classes) for z, classes in full[1::2]],
+    ]
+
+
+def every_tile() -> list[Call]:
+    """The launch table from end to end, at its plainest and its fullest."""
+    lengths = sorted({c for k in range(16) for c in (1 << k, (1 << k) - 1)} - {0})
+    heads = Call(), FULL, FULL._replace(targets="int64")
+    return [
+        head._replace(classes=classes, layout=layout, z_dtype=dtype, r_dtype=dtype)
+        for head, classes, layout, dtype in itertools.product(
+            heads, lengths, ("rows", "spatial"), ("f32", "bf16", "f64")
+        )
+    ]
+
+
+def name(call: Call) -> str:
+    """What differs from the default, for the test's id."""
+    default = Call()
+    changed = [str(value) for value, usual in zip(call, default, strict=True) if value != usual]
+    return "-".join(changed) or "default"
+
+
+@pytest.fixture(scope="module")
+def compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compiler]:
+    worker = Compiler(tmp_path_factory.mktemp("aot"))
+    yield worker
+    worker.close()
+
+
+def check(call: Call, codes: list[Code]) -> None:
+    assert codes
+    for code in codes:
+        assert code.spilled == 0, f"{code.spilled} bytes a thread in {code.kernel} {code.variant}"
+        if call.vectors and code.kernel in ("reduce_kernel", "per_sample_kernel"):
+            check_widths(call, code)
+
+
+def check_widths(call: Call, code: Code) -> None:
+    """Logits, probabilities and gradient move 128 bits an instruction, and all of them do.
+
+    A thread reads its share of a tile once, or twice where the gradient takes a second pass. Only
+    the target's own logit is read alone, one a row.
+    """
+    options = dict(code.variant)
+    tile = options["ROWS"] * options["BLOCK_C"] // (32 * options["warps"])  # elements a thread
+    passes = 2 if options["GRAD_Z"] and not options["ONE_BLOCK"] else 1
+    z_bytes = DTYPES[call.z_dtype].itemsize
+    shares = {("z_ptr", "ld"): passes * tile * z_bytes}
+    if options["SOFT"]:
+        shares["t_ptr", "ld"] = passes * tile * (4 if call.targets == "soft32" else z_bytes)
+    if options["GRAD_Z"]:
+        shares["z_grad_ptr", "st"] = tile * z_bytes
+    for key, share in shares.items():
+        counts = Counter({a.bits: a.count for a in code.accesses if (a.pointer, a.kind) == key})
+        assert counts.pop(128) == share // 16
+        alone = options["ROWS"] if key == ("z_ptr", "ld") and not options["SOFT"] else 0
+        assert sum(counts.values()) <= alone
+    assert code.wide_loads >= sum(a.count for a in code.accesses if (a.kind, a.bits) == ("ld", 128))
+
+
+@pytest.mark.parametrize("call", [*pairwise(SPACE), *regimes()], ids=name)
+def test_compiles_for_hopper(compiler: Compiler, call: Call) -> None:
+    check(call, compiler.compile(call, SM_90))
+
+
+@pytest.mark.parametrize("call", pairwise(SMALL), ids=name)
+def test_compiles_for_mi300(compiler: Compiler, call: Call) -> None:
+    codes = compiler.compile(call, GFX942)
+    assert codes
+    assert all(code.registers for code in codes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
+@pytest.mark.parametrize("calls", [every_option, every_tile])
+def test_sweep_for_hopper(compiler: Compiler, calls, part: int) -> None:
+    failures = []
+    for call in calls()[part::PARTS]:
+        try:
+            check(call, compiler.compile(call, SM_90))
+        except (AssertionError, RuntimeError) as error:
+            failures.append(f"{name(call)}: {error}")
+    assert not failures, "\n".join(failures)
+
+
+def test_every_pair_of_options_is_compiled() -> None:
+    compiled = set().union(*map(pairs, pairwise(SPACE)))
+    assert set().union(*map(pairs, samples(SPACE, 4000, seed=1))) <= compiled
+
+
+def test_the_known_variants_are_those_that_calls_bring_about() -> None:
+    seen: dict[str, set[frozenset]] = {"reduce_kernel": set(), "per_sample_kernel": set()}
+    wanted = {kernel: set(options(kernel)) for kernel in seen}
+    names = {kernel: {key for key, _ in next(iter(sets))} for kernel, sets in wanted.items()}
+    strangers = []
+
+    def launch(kernel, programs, device, warps, **arguments):
+        key = variant(kernel, warps, arguments)
+        if not known(key):
+            strangers.append(key)
+        if key[0] in seen:
+            seen[key[0]].add(frozenset(pair for pair in key[1] if pair[0] in names[key[0]]))
+
+    with launches_go_to(launch):
+        for call in every_option():
+            call.run()
+    assert not strangers
+    assert seen == wanted

@@ -1,0 +1,209 @@
+"""The launcher: tiles, programs and launches; every path through the kernels on small tensors."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+from _asserts import assert_matches, error, fused, launched, launches, numpy, ulp
+from _cases import (
+    F16,
+    F32,
+    LAYOUTS,
+    PRODUCT,
+    REDUCTIONS,
+    TARGETS,
+    TRITON_PLACES,
+    WEIGHTINGS,
+    Case,
+    pairwise,
+)
+from triton.language import constexpr
+
+import fused_loss
+from fused_loss import combined_loss, cross_entropy
+from fused_loss.kernels import triton_launch, triton_reduce
+
+pytestmark = pytest.mark.parametrize(("backend", "device"), TRITON_PLACES)
+
+LONG = {"C": ((5,), (11,)), "NC": ((3, 3), (3, 11)), "NCd": ((2, 5), (2, 11, 3))}
+TABLE = {
+    "TILE": 8, "STRIDED_TILE": 8, "STRIDED_BLOCK": 4, "BLOCK_MAX": 8, "STREAM_BLOCK": 4,
+    "BLOCK_M": 4, "COUNT_BOUND": 2, "COUNT_CHUNK": 2, "INTERPRETER_PROCESSORS": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def shrunken(monkeypatch):
+    """A launch table so small that little tensors take many tiles, blocks, programs and partials.
+
+    On a GPU the figures are legal too, if slow: each is a power of two.
+    """
+    for name, value in TABLE.items():
+        monkeypatch.setattr(triton_launch, name, value)
+    for name in ("COUNT_BLOCK", "PARTIAL_BLOCK"):
+        monkeypatch.setattr(triton_reduce, name, constexpr(2))
+    for cached in (triton_launch.tile, triton_launch._processors):
+        cached.cache_clear()
+    yield
+    for cached in (triton_launch.tile, triton_launch._processors):
+        cached.cache_clear()
+
+
+OPTIONS = (REDUCTIONS, LAYOUTS, TARGETS, (False, True), (0.0, 0.25), WEIGHTINGS, ("one", "other"))
+COVERED = [Case(*row) for row in pairwise(OPTIONS)]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [*COVERED, *(pytest.param(case, marks=pytest.mark.slow) for case in PRODUCT)],
+    ids=str,
+)
+def test_blocks_tiles_and_a_count(case, shrunken, backend, device):
+    """Rows of three blocks; two launches where labels have to be counted."""
+    problem = replace(case, shapes=LONG[case.layout]).problem(device)
+    actual, forward, _ = launched(problem)
+    counted = case.reduction == "mean" and case.targets != "soft" and case.layout != "C"
+    name = "per_sample_kernel" if case.reduction == "none" else "reduce_kernel"
+    assert forward == ["count_kernel"] * counted + [name]
+    assert_matches(problem, actual, fused(problem, "reference"))
+
+
+def test_the_table_is_that_small(shrunken, backend, device):
+    """What the tests above are there for does happen in them."""
+    problem = Case(shapes=LONG["NC"], smoothing=0.25).problem(device)
+    problem.z.requires_grad_()
+    with fused_loss.backend(backend), launches() as log:
+        combined_loss(problem.r, problem.z, problem.y, problem.t, label_smoothing=0.25)
+    _, arguments = log.arguments
+    assert arguments["BLOCK_C"] < 11
+    assert not arguments["ONE_BLOCK"]
+    assert arguments["partials_ptr"].shape[1] > triton_reduce.PARTIAL_BLOCK.value
+    assert arguments["n_cls"] > 1
+
+
+@pytest.mark.parametrize("strides", ["rows", "classes apart"])
+@pytest.mark.parametrize("targets", ["hard-100", "soft"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_programs_walk_several_tiles(reduction, targets, strides, shrunken, backend, device):
+    """18 samples: nine tiles for eight programs."""
+    case = Case(reduction, targets=targets, upstream="other", shapes=((18, 2), (18, 3)))
+    problem = case.problem(device)
+    if strides != "rows":
+        problem = problem._replace(z=problem.z.t().contiguous().t(), t=problem.t.contiguous())
+    actual, _, _ = launched(problem)
+    assert_matches(problem, actual, fused(problem, "reference"))
+    again, _, _ = launched(problem)
+    assert all(torch.equal(actual[name], again[name]) for name in actual)
+
+
+INF, NAN = float("inf"), float("nan")
+BLOCKS = {  # eleven classes in blocks of four
+    "first block -inf": [-INF] * 4 + [0.5, 1, 2, 3, 1, 0, -1],
+    "middle block -inf": [0.5, 1, 2, 3] + [-INF] * 4 + [1, 0, -1],
+    "last block -inf": [0.5, 1, 2, 3, 1, 0, -1, 2] + [-INF] * 3,
+    "all -inf": [-INF] * 11,
+    "a later +inf": [0.5] * 9 + [INF, 1],
+    "an early +inf": [INF] + [0.5] * 10,
+    "a later NaN": [0.5] * 9 + [NAN, 1],
+    "an early NaN": [NAN] + [0.5] * 10,
+    "rising": [-1e30] * 4 + [-1e4] * 4 + [1e4] * 3,
+    "falling": [1e30] * 4 + [1e4] * 4 + [-1e30] * 3,
+    "very negative": [-1e30] * 11,
+}
+
+
+@pytest.mark.parametrize(("targets", "smoothing"), [("hard", 0.0), ("hard", 0.25), ("soft", 0.25)])
+@pytest.mark.parametrize("row", BLOCKS)
+def test_special_values_in_one_block(row, targets, smoothing, shrunken, backend, device):
+    """A running maximum and sum meet them as the whole row would."""
+    case = Case("none", targets=targets, smoothing=smoothing, shapes=((2, 1), (2, 11)))
+    problem = case.problem(device)
+    problem.z[1] = torch.tensor(BLOCKS[row])
+    actual, reference = fused(problem, backend), fused(problem, "reference")
+    for name, value in actual.items():
+        oracle = numpy(reference[name])
+        same = numpy(value)
+        assert ((oracle == same) | (abs(oracle) < 1e38) | (oracle != oracle) & (same != same)).all()
+        assert error(value, oracle) <= 4 * ulp(abs(oracle) + 1, F32), name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("targets", ["hard-100", "soft"])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_count_costs_a_second_launch(reduction, targets, layout, shrunken, backend, device):
+    """Only class indices under "mean", where there are many and a gradient is wanted."""
+    problem = Case(reduction, layout, targets, shapes=LONG[layout]).problem(device)
+    many = reduction == "mean" and targets != "soft" and layout != "C"
+    for wanted in (True, False):
+        with fused_loss.backend(backend), launches() as log:
+            z = problem.z.detach().requires_grad_(wanted)
+            combined_loss(problem.r, z, problem.y, problem.t, reduction=reduction)
+        assert log.kernels == ["count_kernel"] * (many and wanted) + ["reduce_kernel"]
+
+
+def test_the_count_of_a_gradient_that_waits(shrunken, backend, device):
+    """It is made in the backward pass: only there is it needed."""
+    case = Case(targets="hard-100", dtypes=(F32, F16), shapes=LONG["NC"])
+    problem = case.problem(device)
+    actual, forward, backward = launched(problem)
+    assert forward == ["reduce_kernel"]
+    assert backward == ["count_kernel", "reduce_kernel"]
+    assert_matches(problem, actual, fused(problem, "reference"))
+
+
+def test_labels_are_counted_beyond_the_bound(backend, device):
+    """With the table as it is."""
+    n = triton_launch.COUNT_BOUND + 1
+    z = torch.randn(n, 2, generator=torch.Generator().manual_seed(0)).to(device)
+    t = torch.arange(n, device=device) % 2
+    t[::3] = -100
+    weight = torch.tensor([2.0, 0.5], device=device)
+    assert_cross_entropy(z, t, weight, ["count_kernel", "reduce_kernel"], backend)
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_a_row_longer_than_a_block(soft, backend, device):
+    """With the table as it is: three blocks of hard targets."""
+    random = torch.Generator().manual_seed(0)
+    z = torch.randn(2, triton_launch.BLOCK_MAX + 3, generator=random).to(device)
+    t = z.flip(1).softmax(1) if soft else torch.tensor([3, triton_launch.BLOCK_MAX], device=device)
+    assert_cross_entropy(z, t, None, ["reduce_kernel"], backend)
+
+
+def assert_cross_entropy(z, t, weight, kernels, backend):
+    """Against PyTorch's in float64, with its own error in the dtype of z beside two ulps."""
+
+    def run(name, z, t, weight, watch):
+        z = z.detach().requires_grad_()
+        with fused_loss.backend(name), watch as log:
+            loss = cross_entropy(z, t, weight)
+        return log, loss.detach(), torch.autograd.grad(loss, z)[0]
+
+    log, *actual = run(backend, z, t, weight, launches())
+    assert log.kernels == kernels
+    wide = [x.double() if x is not None and x.is_floating_point() else x for x in (z, t, weight)]
+    _, *own = run("reference", z, t, weight, nullcontext())
+    _, *truth = run("reference", *wide, nullcontext())
+    for value, yardstick, oracle in zip(actual, own, map(numpy, truth), strict=True):
+        assert error(value, oracle) <= error(yardstick, oracle) + 2 * ulp(abs(oracle), z.dtype)
+
+
+def test_the_ticket_is_left_at_zero(shrunken, backend, device):
+    case = Case(targets="hard-100", shapes=LONG["NC"])
+    for problem in (case.problem(device), replace(case, dtypes=(F16, F32)).problem(device)):
+        launched(problem)
+        assert all(not ticket.any() for ticket in triton_launch._tickets.known.values())
+
+
+def test_every_tiling_is_legal(backend, device):
+    """Powers of two, at most 32 elements a thread, and a row in one block where it fits."""
+    lengths = [*range(1, 70), 1000, 1024, 4097, 8192, 16384, 16385, 32000, 262144]
+    for classes, adjacent, plain, size in product(lengths, *[(False, True)] * 2, (4, 8)):
+        tile = triton_launch.tile(classes, adjacent, plain, size)
+        for number in (tile.rows, tile.block_c, tile.warps):
+            assert number & (number - 1) == 0
+        assert tile.one_block == (tile.block_c >= classes)
+        assert 4 <= tile.warps <= 16
+        assert tile.rows * tile.block_c <= 32 * 32 * tile.warps

@@ -1,0 +1,14 @@
+import pytest
+from _asserts import assert_matches, fused, launched
+from _cases import COVERING, PRODUCT, TRITON_PLACES
+
+CASES = [case for case in PRODUCT + COVERING if case.reduction == "none"]
+
+
+@pytest.mark.parametrize(("backend", "device"), TRITON_PLACES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_value_and_gradients_in_one_launch_each(case, backend, device):
+    problem = case.problem(device)
+    actual, forward, backward = launched(problem)
+    assert forward == backward == ["per_sample_kernel"]
+    assert_matches(problem, actual, fused(problem, "reference"), device == "cpu")
