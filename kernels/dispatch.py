@@ -34,7 +34,7 @@ def _legal(name: str, source: str) -> str:
 class _Choice(threading.local):
     """The backend asked for, a thread."""
 
-    name = _legal(os.environ.get("FUSED_LOSS_BACKEND", "auto"), "FUSED_LOSS_BACKEND")
+    name = _legal(os.environ.get("FUSED_LOSS_BACKEND") or "auto", "FUSED_LOSS_BACKEND")
 
 
 _choice = _Choice()

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from _variants import Call
+from _calls import Call
 
 SM_90 = ("cuda", 90, 32)
 GFX942 = ("hip", "gfx942", 64)
@@ -116,7 +116,8 @@ class _Driver:
 
 
 def _compile(driver: _Driver, call: Call, target: tuple[str, Any, int]) -> list[Code]:
-    from _variants import launches_go_to, variant
+    from _calls import launches_go_to
+    from _variants import variant
     from triton.backends.compiler import GPUTarget
 
     driver.choose(GPUTarget(*target))

@@ -221,7 +221,8 @@ def test_a_python_with_a_backend_and_debug_in_its_environment():
 
 
 def test_a_python_without_triton():
-    said = python("""
+    script = """
+        said["asked"] = kernels.asked()
         sys.modules["triton"] = None  # as if it were not installed
         said |= {name: attempt(name) for name in ("auto", "reference", "triton")}
         try:
@@ -231,7 +232,9 @@ def test_a_python_without_triton():
             import fused_loss
         except ValueError as error:
             said["unknown"] = str(error)
-    """)
+    """
+    said = python(script, FUSED_LOSS_BACKEND="")  # set to nothing: as if it were not set
+    assert said["asked"] == "auto"
     torch.testing.assert_close(*(torch.tensor(said[name]) for name in ("auto", "reference")))
     assert said["triton"].startswith("ModuleNotFoundError: ")
     assert "pip install 'fused-loss[triton]'" in said["triton"]

@@ -87,7 +87,7 @@ def test_more_than_2_to_the_31_logits(shape):
             losses.append(loss.double())
     assert torch.equal(*gradients)
     even = torch.tensor(float(shape[1])).log().double() * (shape[0] - 2)
-    bound = shape[0] * torch.finfo(F32).eps * even / shape[0] ** 0.5
+    bound = shape[0] ** 0.5 * torch.finfo(F32).eps * even  # the roundings wander
     assert (losses[0].cpu() - losses[1].cpu() - even).abs() <= bound
 
 

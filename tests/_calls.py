@@ -1,0 +1,216 @@
+"""Public calls on tensors without memory, and sets of calls that bring about every kernel variant.
+
+The launcher itself turns a call into launches, so nothing of its logic is copied here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+import fused_loss
+from fused_loss.kernels import dispatch, triton_launch
+from fused_loss.spec import class_axis
+
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "f64": torch.float64}
+SAMPLES = {"few": 100, "many": 1 << 17, "huge": 1 << 31}  # of which the last needs 64-bit scalars
+
+
+class Call(NamedTuple):
+    """One call of `combined_loss`, `cross_entropy` or `mse_loss`, and its backward."""
+
+    heads: str = "both"  # or "classification", "regression": one of them alone
+    reduction: str = "mean"
+    targets: str = "int64"  # a dtype of indices; "soft": the logits' dtype; "soft32"
+    class_weight: str = ""  # "like" the logits, or "f32"
+    smoothing: float = 0.0
+    ignore_index: int = -100
+    weights: str = "floats"
+    grads: str = "rz"
+    r_dtype: str = "f32"
+    z_dtype: str = "f32"
+    r_layout: str = "columns"
+    layout: str = "rows"
+    classes: int = 1000
+    samples: str = "few"
+    retained: bool = False
+
+    def normal(self) -> Call:
+        """The same call with every option that cannot matter, or is illegal, at its default."""
+        default, changes = Call(), {}
+        if self.heads == "regression":
+            unused = ("targets", "class_weight", "smoothing", "ignore_index", "weights", "z_dtype")
+            for name in (*unused, "layout", "classes"):
+                changes[name] = getattr(default, name)
+            changes["grads"] = self.grads.replace("z", "")
+        elif self.heads == "classification":  # as PyTorch: two index dtypes, one float dtype
+            for name in ("weights", "r_dtype", "r_layout"):
+                changes[name] = getattr(default, name)
+            changes["grads"] = self.grads.replace("r", "")
+            changes["targets"] = {"int32": "int64", "soft32": "soft"}.get(
+                self.targets, self.targets
+            )
+            changes["class_weight"] = self.class_weight and "like"
+        if self.targets.startswith("soft"):
+            changes["ignore_index"] = default.ignore_index
+        if self.heads != "regression" and self.layout == "one":
+            changes["samples"] = default.samples
+        if not changes.get("grads", self.grads):
+            changes["retained"] = False
+        return self._replace(**changes)
+
+    @property
+    def vectors(self) -> bool:
+        """Whether every access to logits, probabilities and gradient is to move 128 bits.
+
+        Rows of a multiple of 16 classes, adjacent and dense, from an aligned address: Triton knows
+        then that 16 bytes are aligned. Not for sums in float64: their tiles are so small that a
+        thread may hold less than 16 bytes.
+        """
+        vectors = self.heads != "regression" and self.layout == "rows" and self.classes % 16 == 0
+        return vectors and "f64" not in (self.z_dtype, self.r_dtype)
+
+    def run(self) -> None:
+        """Make the call on tensors without memory; the caller has replaced the launch."""
+        r, y = self._regression()
+        z, t = self._classification()
+        weight = None
+        if self.class_weight:
+            dtype = self.z_dtype if self.class_weight == "like" else self.class_weight
+            weight = _empty(self.classes, dtype=DTYPES[dtype])
+        options = {
+            "reduction": self.reduction,
+            "ignore_index": self.ignore_index,
+            "label_smoothing": self.smoothing,
+        }
+        with fused_loss.backend("triton"):
+            if self.heads == "regression":
+                loss = fused_loss.mse_loss(r, y, reduction=self.reduction)
+            elif self.heads == "classification":
+                loss = fused_loss.cross_entropy(z, t, weight, **options)
+            else:
+                weights = {"floats": {}, "alpha": {"alpha": _empty()}}.get(
+                    self.weights, {"loss_weights": _empty(2)}
+                )
+                loss = fused_loss.combined_loss(
+                    r, z, y, t, class_weight=weight, **options, **weights
+                )
+        if self.grads:
+            loss.sum().backward(retain_graph=self.retained)
+
+    def _regression(self) -> tuple[Tensor, Tensor]:
+        n, dtype = SAMPLES[self.samples], DTYPES[self.r_dtype]
+        shape = {"vector": (n,), "columns": (n, 16), "strided": (n, 2 * 16)}[self.r_layout]
+        r, y = _empty(*shape, dtype=dtype), _empty(*shape, dtype=dtype)
+        if self.r_layout == "strided":
+            r, y = r[:, ::2], y[:, ::2]
+        return r.requires_grad_("r" in self.grads), y
+
+    def _classification(self) -> tuple[Tensor, Tensor]:
+        n, c, dtype = SAMPLES[self.samples], self.classes, DTYPES[self.z_dtype]
+        z = {
+            "rows": lambda: _empty(n, c, dtype=dtype),
+            "padded": lambda: _empty(n, c + 1, dtype=dtype)[:, 1:],
+            "transposed": lambda: _empty(c, n, dtype=dtype).mT,
+            "spatial": lambda: _empty(n, c, 8, 8, dtype=dtype),
+            "one": lambda: _empty(c, dtype=dtype),
+        }[self.layout]()
+        z.requires_grad_("z" in self.grads)
+        if self.targets.startswith("soft"):
+            soft = torch.float32 if self.targets == "soft32" else dtype
+            return z, torch.empty_like(z, dtype=soft, requires_grad=False)
+        _, positions = class_axis(z)
+        return z, _empty(*positions, dtype=getattr(torch, self.targets))
+
+
+@contextmanager
+def launches_go_to(launch: Callable[..., None]) -> Iterator[None]:
+    """Replace the launch, and let tensors without a device be taken for tensors on a GPU."""
+    with (
+        mock.patch.object(triton_launch, "launch", launch),
+        mock.patch.object(triton_launch, "_processors", return_value=132),
+        mock.patch.object(dispatch, "_demand_triton"),
+    ):
+        yield
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+SPACE: dict[str, tuple[Any, ...]] = {
+    "heads": ("both", "classification", "regression"),
+    "reduction": ("mean", "sum", "none"),
+    "targets": ("int64", "int32", "uint8", "soft", "soft32"),
+    "class_weight": ("", "like", "f32"),
+    "smoothing": (0.0, 0.1),
+    "ignore_index": (-100, 0, 1),
+    "weights": ("floats", "alpha", "pair"),
+    "grads": ("rz", "r", "z", ""),
+    "r_dtype": tuple(DTYPES),
+    "z_dtype": tuple(DTYPES),
+    "r_layout": ("columns", "vector", "strided"),
+    "layout": ("rows", "spatial", "one", "padded", "transposed"),
+    # A few columns, many rows a tile, one row a tile, the longest block, block after block.
+    "classes": (3, 32, 1000, 8192, 16384, 32000),
+    "samples": tuple(SAMPLES),
+    "retained": (False, True),
+}
+
+
+def samples(space: dict[str, tuple[Any, ...]], count: int, seed: int) -> list[Call]:
+    """Calls drawn evenly from the space, in normal form."""
+    draw = random.Random(seed)
+    return [
+        Call(**{name: draw.choice(values) for name, values in space.items()}).normal()
+        for _ in range(count)
+    ]
+
+
+def pairs(call: Call) -> set[tuple[int, int, Any, Any]]:
+    """Each pair of option values in the call."""
+    return {(i, j, call[i], call[j]) for i, j in itertools.combinations(range(len(call)), 2)}
+
+
+def pairwise(space: dict[str, tuple[Any, ...]], pool: int = 1500) -> list[Call]:
+    """A small set of calls in which every pair of option values that can meet does meet."""
+    left = {call: pairs(call) for call in samples(space, pool, seed=0)}
+    chosen = []
+    while left:
+        best = max(left, key=lambda call: len(left[call]))
+        covered = left.pop(best)
+        chosen.append(best)
+        left = {call: rest - covered for call, rest in left.items() if rest - covered}
+    return chosen
+
+
+def every_option() -> list[Call]:
+    """A call at least for each combination of options that the kernels tell apart."""
+    space: dict[str, tuple[Any, ...]] = {
+        **{name: SPACE[name] for name in ("heads", "reduction", "smoothing", "weights", "grads")},
+        "targets": ("int64", "soft"),
+        "class_weight": ("", "like"),
+        "z_dtype": ("f32", "f16"),
+        "r_layout": ("columns", "strided"),
+        "layout": ("rows", "spatial"),
+        "samples": ("few", "many"),
+    }
+    calls = (
+        Call(**dict(zip(space, values, strict=True)))
+        for values in itertools.product(*space.values())
+    )
+    return sorted(
+        {
+            call._replace(r_dtype=call.z_dtype).normal()
+            for call in calls
+            if call.layout == ("rows" if call.reduction != "none" else call.layout)
+            and call.samples == ("few" if call.reduction != "mean" else call.samples)
+        }
+    )
