@@ -125,7 +125,7 @@ def numpy(tensor: Tensor) -> np.ndarray:
 def error(actual: Tensor, oracle: np.ndarray) -> float:
     """The largest difference, over the elements where the oracle is finite."""
     finite = np.isfinite(oracle)
-    difference = np.abs(numpy(actual).astype(np.longdouble) - oracle)[finite]
+    difference = np.abs(numpy(actual).astype(np.longdouble)[finite] - oracle[finite])
     return float(difference.max()) if difference.size else 0.0
 
 

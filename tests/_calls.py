@@ -192,7 +192,10 @@ def pairwise(space: dict[str, tuple[Any, ...]], pool: int = 1500) -> list[Call]:
 
 
 def every_option() -> list[Call]:
-    """A call at least for each combination of options that the kernels tell apart."""
+    """A call at least for each combination of options that the kernels tell apart.
+
+    The number of classes, and with it the tile, is drawn at random: no option depends on it.
+    """
     space: dict[str, tuple[Any, ...]] = {
         **{name: SPACE[name] for name in ("heads", "reduction", "smoothing", "weights", "grads")},
         "targets": ("int64", "soft"),
@@ -206,11 +209,16 @@ def every_option() -> list[Call]:
         Call(**dict(zip(space, values, strict=True)))
         for values in itertools.product(*space.values())
     )
-    return sorted(
-        {
-            call._replace(r_dtype=call.z_dtype).normal()
-            for call in calls
-            if call.layout == ("rows" if call.reduction != "none" else call.layout)
-            and call.samples == ("few" if call.reduction != "mean" else call.samples)
-        }
-    )
+    distinct = {call._replace(r_dtype=call.z_dtype).normal() for call in calls if not _idle(call)}
+    draw = random.Random(0)
+    return [
+        call._replace(classes=draw.choice(SPACE["classes"])).normal() for call in sorted(distinct)
+    ]
+
+
+def _idle(call: Call) -> bool:
+    """Whether an option of the call that is not the default changes no constexpr."""
+    default = Call()
+    idle = ["samples"] if call.reduction != "mean" or call.targets == "soft" else []
+    idle += ["layout"] if call.reduction != "none" else ["z_dtype", "r_layout"]
+    return any(getattr(call, name) != getattr(default, name) for name in idle)

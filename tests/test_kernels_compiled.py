@@ -95,12 +95,14 @@ def check(call: Call, codes: list[Code]) -> None:
 def check_widths(call: Call, code: Code) -> None:
     """Logits, probabilities and gradient move 128 bits an instruction, and all of them do.
 
-    A thread reads its share of a tile once, or twice where the gradient takes a second pass. Only
-    the target's own logit is read alone, one a row.
+    A thread reads its share of a tile once, or twice where the gradient takes a second pass, and
+    not at all for the other head's gradient. Only the target's own logit is read alone, one a row.
     """
     options = dict(code.variant)
     tile = options["ROWS"] * options["BLOCK_C"] // (32 * options["warps"])  # elements a thread
     passes = 2 if options["GRAD_Z"] and not options["ONE_BLOCK"] else 1
+    if options["DEFERRED"] and not options["GRAD_Z"]:
+        passes = 0
     z_bytes = DTYPES[call.z_dtype].itemsize
     shares = {("z_ptr", "ld"): passes * tile * z_bytes}
     if options["SOFT"]:
