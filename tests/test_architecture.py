@@ -128,8 +128,9 @@ SYNCS = ("item", "tolist", "nonzero", "any", "all", "cpu", "numpy", "equal", "al
 SYNCS += ("masked_select", "synchronize", "is_nonzero", "argwhere", "int", "float", "bool")
 ALLOWED = {
     # Only of a tensor that is on the CPU already.
-    ("kernels/eager.py", "item"): 2,
-    ("kernels/eager.py", "any"): 1,
+    ("kernels/eager.py", "item"): 1,
+    ("kernels/eager_classification.py", "item"): 1,
+    ("kernels/eager_classification.py", "any"): 1,
     # `index_error`: called for CPU tensors, and under FUSED_LOSS_DEBUG=1.
     ("fused_loss/spec.py", "int"): 1,
     ("fused_loss/spec.py", "a boolean index"): 1,
@@ -193,6 +194,9 @@ def test_the_commands_of_the_command_line_exist():
 
 # A source file is tested in test_<folder>_<file>.py; these are tested where it says.
 ELSEWHERE = {
+    "kernels/eager_blocks.py": "test_kernels_eager.py",
+    "kernels/eager_classification.py": "test_kernels_eager.py",
+    "kernels/eager_regression.py": "test_kernels_eager.py",
     "kernels/triton_tiles.py": "test_kernels_triton_reduce.py",
     "export/session.py": "test_export_runtime.py",
     "bench/tables.py": "test_bench_report.py",

@@ -8,7 +8,7 @@ from torch.autograd.profiler import profile
 
 import fused_loss
 from fused_loss import combined_loss
-from fused_loss.kernels import eager
+from fused_loss.kernels import eager_blocks
 
 
 @pytest.mark.parametrize(("backend", "device"), EAGER_PLACES)
@@ -21,7 +21,7 @@ def test_value_and_gradients(backend, device, case):
 @pytest.mark.parametrize("case", PRODUCT, ids=str)
 def test_block_by_block(case, monkeypatch):
     """The same, where two samples fill a block."""
-    monkeypatch.setattr(eager, "BLOCK_ELEMENTS", 4)
+    monkeypatch.setattr(eager_blocks, "BLOCK_ELEMENTS", 4)
     problem = case.problem()
     assert_matches(problem, fused(problem, "eager"), fused(problem, "reference"))
 

@@ -1,0 +1,64 @@
+"""What both heads of the eager backend are made of: blocks that fit the cache, and cheap scalars.
+
+Of small inputs the time is that of the operators dispatched. So a number stays a Python number
+wherever the host knows it, and a tensor is asked for its dtype before it is converted.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLOCK_ELEMENTS = 1 << 18  # 1 MiB of float32: the scratch of one block
+REDUCTIONS = {"mean": 1, "sum": 2}  # as PyTorch's operators number them
+
+
+def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in this dtype; where it is, without the microseconds of a `to`."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def constant(value: Any, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """A 0-d tensor beside `like`; on a CPU a number is made one once."""
+    if isinstance(value, Tensor):
+        return value
+    if like.device.type != "cpu":
+        return torch.full((), value, dtype=dtype, device=like.device)
+    return _cpu_constant(value, dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def _cpu_constant(value: float, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(value, dtype=dtype)
+
+
+def fits(tensor: Tensor, times: int = 1) -> bool:
+    """Whether so many times the elements of a tensor fit one block."""
+    return tensor.numel() * times <= BLOCK_ELEMENTS
+
+
+def blocks(first: Tensor, *rest: Any) -> Iterator[tuple[Any, ...]]:
+    """`first` in blocks along dimension 0, with the same rows of the rest.
+
+    Numbers, 0-d tensors and None go along as they are.
+    """
+    if first.dim() == 0 or fits(first):
+        yield first, *rest
+        return
+    rows = max(1, BLOCK_ELEMENTS * first.shape[0] // first.numel())
+    for start in range(0, first.shape[0], rows):
+        block = slice(start, start + rows)
+        parts = (t[block] if isinstance(t, Tensor) and t.dim() else t for t in rest)
+        yield first[block], *parts
+
+
+def by_row(values: Any, dims: int) -> Any:
+    """(N,) as (N, 1, ...) of `dims` dimensions; anything else as it is."""
+    if isinstance(values, Tensor) and values.dim() == 1:
+        return values.view(-1, *[1] * (dims - 1))
+    return values

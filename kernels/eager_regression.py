@@ -1,0 +1,82 @@
+"""The regression head of the eager backend: (r-y)², and its gradient 2·(r-y)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fused_loss.kernels.eager_blocks import (
+    REDUCTIONS,
+    blocks,
+    by_row,
+    constant,
+    fits,
+    in_dtype,
+)
+from fused_loss.spec import LossSpec
+
+mse_loss = torch.ops.aten.mse_loss.default
+mse_loss_backward = torch.ops.aten.mse_loss_backward.default
+
+
+def regression(
+    spec: LossSpec,
+    r: Tensor,
+    y: Tensor,
+    need: bool,
+    dtype: torch.dtype,
+    weight: Any,
+    per_sample: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Mean, sum or per-sample mean of (r-y)²; weight · its gradient, where that is needed."""
+    if per_sample:
+        columns = max(r[0].numel(), 1) if r.shape[0] else 1
+        scale = by_row(2.0 * weight / columns, r.dim())
+        errors, gradient = _squared_errors(r, y, need, dtype, scale)
+        return errors if errors.dim() < 2 else errors.flatten(1).sum(1) / columns, gradient
+    how = "sum" if spec.reduction == "sum" else "mean"
+    if fits(r):
+        return _short(how, r, y, need, dtype, weight)
+    divisor = 1 if how == "sum" else r.numel()
+    return _long(r, y, need, dtype, 2.0 * weight / divisor, divisor)
+
+
+def _short(
+    how: str, r: Tensor, y: Tensor, need: bool, dtype: torch.dtype, weight: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Mean or sum by PyTorch's own kernels: an operator forward, and one backward."""
+    wide, targets, reduction = in_dtype(r, dtype), in_dtype(y, dtype), REDUCTIONS[how]
+    loss = mse_loss(wide, targets, reduction)
+    if not need:
+        return loss, None
+    gradient = mse_loss_backward(constant(weight, r, dtype), wide, targets, reduction)
+    return loss, in_dtype(gradient, r.dtype)
+
+
+def _long(
+    r: Tensor, y: Tensor, need: bool, dtype: torch.dtype, scale: Any, divisor: int
+) -> tuple[Tensor, Tensor | None]:
+    """The sum over all elements, block by block, divided by `divisor`."""
+    gradient = torch.empty_like(r) if need else None
+    if r.is_contiguous() and y.is_contiguous():
+        flat = r.view(-1), y.view(-1), None if gradient is None else gradient.view(-1)
+    else:
+        flat = r, y, gradient
+    sums = []
+    for r_block, y_block, out in blocks(*flat):
+        errors, finished = _squared_errors(r_block, y_block, need, dtype, scale)
+        sums.append(errors.sum())
+        if out is not None and finished is not None:
+            out.copy_(finished)
+    return torch.stack(sums).sum() / divisor, gradient
+
+
+def _squared_errors(
+    r: Tensor, y: Tensor, need: bool, dtype: torch.dtype, scale: Any
+) -> tuple[Tensor, Tensor | None]:
+    """(r-y)² in `dtype`, and scale · (r-y) in that of r."""
+    difference = in_dtype(r, dtype) - in_dtype(y, dtype)
+    gradient = in_dtype(difference * scale, r.dtype) if need else None
+    return difference * difference, gradient
