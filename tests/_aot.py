@@ -41,7 +41,7 @@ class Code(NamedTuple):
     variant: list[Any]
     registers: int
     spilled: int  # bytes a thread for which there is no register: stack and local memory
-    spared: int  # bytes that ptxas spills unforced, to fit one more block on a multiprocessor
+    unforced: int  # bytes that ptxas spills unforced, to fit one more block on a multiprocessor
     accesses: list[Access]
     wide_loads: int  # LDG.E.128 in the machine code, counted for `vectors` only
 
