@@ -113,8 +113,9 @@ class Case:
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """Every phase; the small model of `Phase.STEP` has linear heads, one position a sample."""
-        return tuple(p for p in Phase if p is not Phase.STEP or not self.positions)
+        """Every phase; `Phase.STEP` has linear heads, so one position a sample, and a batch."""
+        trained = not self.positions and self.N <= MOST_TRAINED
+        return tuple(phase for phase in Phase if trained or phase is not Phase.STEP)
 
     # With b bytes a logit, d bytes an element of the regression, P positions of which L are
     # labelled, and M elements of the regression, no implementation moves less than
@@ -206,3 +207,4 @@ DTYPES = {
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 }
 MOST_SETS = 64
+MOST_TRAINED = 1 << 14  # samples of a training step

@@ -32,6 +32,11 @@ def _sweep(elements: int, classes: tuple[int, ...]) -> tuple[Case, ...]:
     return tuple(Case(f"sweep-{elements // C}x{C}", "sweep", elements // C, C) for C in classes)
 
 
+def _batches(classes: int, sizes: tuple[int, ...]) -> tuple[Case, ...]:
+    """Constant C over the number of samples."""
+    return tuple(Case(f"batch-{N}x{classes}", "batch", N, classes) for N in sizes)
+
+
 TUTORIAL = Case("tutorial-100x2", "tutorial", 100, 2)
 TABULAR = (
     Case("tabular-64x2", "tabular", 64, 2),
@@ -69,11 +74,13 @@ LANGUAGE = (
 )
 SWEEP_CPU = _sweep(1 << 22, (2, 16, 128, 1024, 16384, 262144))
 SWEEP_GPU = _sweep(1 << 27, (2, 8, 64, 512, 1024, 4096, 16384, 32768, 65536, 262144))
+BATCHES_CPU = _batches(1000, (1, 16, 256, 4096))
+BATCHES_GPU = _batches(32768, (1, 16, 132, 1024))
 
 EVERYWHERE = (TUTORIAL, *TABULAR, *BOARD, *DISTILLATION, *AUTOENCODER, *DENSE)
 SUITES: dict[str, tuple[Case, ...]] = {
     "smoke": (TUTORIAL, TABULAR[1], BOARD[0], DISTILLATION[0], LANGUAGE_SMALL[0]),
-    "cpu": (*EVERYWHERE, *LANGUAGE_SMALL, *SWEEP_CPU),
-    "gpu": (*EVERYWHERE, *LANGUAGE, *SWEEP_GPU),
+    "cpu": (*EVERYWHERE, *LANGUAGE_SMALL, *SWEEP_CPU, *BATCHES_CPU),
+    "gpu": (*EVERYWHERE, *LANGUAGE, *SWEEP_GPU, *BATCHES_GPU),
 }
 CASES: dict[str, Case] = {case.name: case for suite in SUITES.values() for case in suite}

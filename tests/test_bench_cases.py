@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fused_loss.bench.cases import IGNORE_INDEX, Case, Phase
+from fused_loss.bench.cases import IGNORE_INDEX, MOST_TRAINED, Case, Phase
 from fused_loss.bench.suites import SUITES
 
 # (case, bytes of the forward pass, bytes of both passes)
@@ -80,6 +80,13 @@ def test_inputs_are_random_and_repeat_with_the_seed(case: Case):
             assert torch.equal(x, same)
             assert not torch.equal(x, different)
             assert x.unique().numel() > 1
+
+
+def test_a_training_step_is_of_a_batch():
+    small, large = (Case("batch", "test", N, 2) for N in (MOST_TRAINED, MOST_TRAINED + 1))
+    assert small.phases == tuple(Phase)
+    assert large.phases == Case("dense", "test", 2, 2, positions=(3,)).phases
+    assert set(Phase) - set(large.phases) == {Phase.STEP}
 
 
 def test_a_cpu_needs_one_set_of_inputs():

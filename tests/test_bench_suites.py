@@ -16,6 +16,7 @@ FAMILIES = {
     "dense",
     "language",
     "sweep",
+    "batch",
 }
 
 
@@ -33,6 +34,13 @@ def test_every_family_is_in_the_large_suites(suite: str):
 def test_the_sweep_holds_the_number_of_logits(suite: str):
     sizes = {case.N * case.C for case in SUITES[suite] if case.family == "sweep"}
     assert len(sizes) == 1
+
+
+@pytest.mark.parametrize("suite", ["cpu", "gpu"])
+def test_the_batches_hold_the_number_of_classes(suite: str):
+    batches = [case for case in SUITES[suite] if case.family == "batch"]
+    assert len({case.C for case in batches}) == 1
+    assert len({case.N for case in batches}) == len(batches) > 2
 
 
 def test_a_shape_of_the_user():
