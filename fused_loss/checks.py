@@ -7,13 +7,14 @@ under `FUSED_LOSS_DEBUG=1`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from fused_loss.spec import FLOAT_DTYPES, LossSpec, LossTensors, class_axis, index_error
 
+ARGUMENTS = tuple(name.replace("weights", "loss_weights") for name in LossTensors._fields)
+OPTIONAL = ("loss_weights", "class_weight")
 DEBUG = os.environ.get("FUSED_LOSS_DEBUG") == "1"
 
 
@@ -25,10 +26,13 @@ def check(spec: LossSpec, tensors: LossTensors) -> None:
         ValueError: Shapes, devices or options that do not go together.
         IndexError: Under `FUSED_LOSS_DEBUG=1`, a class index outside [0, C) on any device.
     """
-    for name, tensor in _named(tensors):
-        if tensor is None and name in ("loss_weights", "class_weight"):
+    device = getattr(tensors.regression_output, "device", None)
+    for name, tensor in zip(ARGUMENTS, tensors, strict=True):
+        if tensor is None and name in OPTIONAL:
             continue
-        _check_tensor(name, tensor)
+        if name == "loss_weights" and isinstance(tensor, Tensor) and not tensor.dim():
+            name = "alpha"
+        _check_tensor(name, tensor, device)
     r, z, y, t, weights, class_weight = tensors
     assert r is not None
     assert z is not None
@@ -38,7 +42,6 @@ def check(spec: LossSpec, tensors: LossTensors) -> None:
         if output.dtype not in FLOAT_DTYPES:
             known = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
             raise TypeError(f"{name} must be one of {known}, got {output.dtype}")
-    _check_devices(tensors)
     if r.shape != y.shape:
         raise ValueError(
             f"regression_targets has shape {tuple(y.shape)}, regression_output {tuple(r.shape)}: "
@@ -57,32 +60,19 @@ def check(spec: LossSpec, tensors: LossTensors) -> None:
             raise error
 
 
-def _named(tensors: LossTensors) -> Iterator[tuple[str, Tensor | None]]:
-    """The tensors by the names of the public arguments."""
-    for name, tensor in zip(LossTensors._fields, tensors, strict=True):
-        if name == "weights":
-            name = "alpha" if isinstance(tensor, Tensor) and not tensor.dim() else "loss_weights"
-        yield name, tensor
-
-
-def _check_tensor(name: str, tensor: Tensor | None) -> None:
+def _check_tensor(name: str, tensor: Tensor | None, device: torch.device | None) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-    if tensor.dtype == torch.bool or tensor.is_complex():
-        raise TypeError(f"{name} must not be {tensor.dtype}: convert it, .float() or .long()")
+    dtype = tensor.dtype
+    if dtype == torch.bool or dtype.is_complex:
+        raise TypeError(f"{name} must not be {dtype}: convert it, .float() or .long()")
     if tensor.layout != torch.strided or tensor.is_quantized:
         raise TypeError(f"{name} must be a dense tensor: call .to_dense() or .dequantize()")
-
-
-def _check_devices(tensors: LossTensors) -> None:
-    first = tensors.regression_output
-    assert first is not None
-    for name, tensor in _named(tensors):
-        if tensor is not None and tensor.device != first.device:
-            raise ValueError(
-                f"{name} is on {tensor.device} and regression_output on {first.device}: "
-                "move all tensors to one device"
-            )
+    if tensor.device != device:
+        raise ValueError(
+            f"{name} is on {tensor.device} and regression_output on {device}: "
+            "move all tensors to one device"
+        )
 
 
 def _reshaping(r: Tensor, y: Tensor) -> str:

@@ -1,7 +1,8 @@
 """What both heads of the eager backend are made of: blocks that fit the cache, and cheap scalars.
 
-Of small inputs the time is that of the operators dispatched. So a number stays a Python number
-wherever the host knows it, and a tensor is asked for its dtype before it is converted.
+Of small inputs the time is that of the operators dispatched, and of what each does before it
+computes. So what the host knows stays a Python number until it meets a tensor, as a constant that
+is made once, and a tensor is asked for its dtype before it is converted.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
-def constant(value: Any, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """A 0-d tensor beside `like`; on a CPU a number is made one once."""
-    if isinstance(value, Tensor):
+def constant(value: Any, like: Tensor, dtype: torch.dtype) -> Any:
+    """A number as what is cheapest to multiply `like` by: on a CPU a 0-d tensor, made once.
+
+    Nobody writes to that tensor. A tensor stays what it is.
+    """
+    if isinstance(value, Tensor) or like.device.type != "cpu":
         return value
-    if like.device.type != "cpu":
-        return torch.full((), value, dtype=dtype, device=like.device)
     return _cpu_constant(value, dtype)
 
 

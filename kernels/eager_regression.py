@@ -7,18 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_loss.kernels.eager_blocks import (
-    REDUCTIONS,
-    blocks,
-    by_row,
-    constant,
-    fits,
-    in_dtype,
-)
+from fused_loss.kernels.eager_blocks import blocks, by_row, constant, fits, in_dtype
 from fused_loss.spec import LossSpec
-
-mse_loss = torch.ops.aten.mse_loss.default
-mse_loss_backward = torch.ops.aten.mse_loss_backward.default
 
 
 def regression(
@@ -46,13 +36,12 @@ def regression(
 def _short(
     how: str, r: Tensor, y: Tensor, need: bool, dtype: torch.dtype, weight: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Mean or sum by PyTorch's own kernels: an operator forward, and one backward."""
-    wide, targets, reduction = in_dtype(r, dtype), in_dtype(y, dtype), REDUCTIONS[how]
-    loss = mse_loss(wide, targets, reduction)
-    if not need:
-        return loss, None
-    gradient = mse_loss_backward(constant(weight, r, dtype), wide, targets, reduction)
-    return loss, in_dtype(gradient, r.dtype)
+    """Mean or sum of what fits a block."""
+    divisor = r.numel() if how == "mean" else 1
+    scale = constant(2.0 * weight / max(divisor, 1), r, dtype)
+    errors, gradient = _squared_errors(r, y, need, dtype, scale)
+    total = errors.sum()
+    return total if how == "sum" else total / constant(divisor, r, dtype), gradient
 
 
 def _long(
