@@ -44,7 +44,7 @@ def data_cases(data: Tensors, sizes: Sequence[int], seed: int) -> Iterator[Case]
     generator = torch.Generator().manual_seed(seed)
     rows = data[0].shape[0]
     for size in sizes:
-        chosen = torch.randint(rows, (size,), generator=generator)
+        chosen = torch.randint(rows, (size,), generator=generator, device="cpu")
         yield Case(size, (tuple(tensor[chosen] for tensor in data),))
     for start in range(0, rows, max(sizes)):
         part = tuple(tensor[start : start + max(sizes)] for tensor in data)
@@ -52,7 +52,7 @@ def data_cases(data: Tensors, sizes: Sequence[int], seed: int) -> Iterator[Case]
 
 
 def _draw(example: Tensors, size: int, generator: torch.Generator) -> Tensors:
-    rows = torch.randint(example[0].shape[0], (size,), generator=generator)
+    rows = torch.randint(example[0].shape[0], (size,), generator=generator, device="cpu")
     return tuple(
         _perturbed(tensor, rows, generator)
         if tensor.is_floating_point()
@@ -63,7 +63,9 @@ def _draw(example: Tensors, size: int, generator: torch.Generator) -> Tensors:
 
 def _perturbed(tensor: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
     values = tensor.double()
-    noise = torch.randn((len(rows), *tensor.shape[1:]), generator=generator, dtype=torch.float64)
+    noise = torch.randn(
+        (len(rows), *tensor.shape[1:]), generator=generator, device="cpu", dtype=torch.float64
+    )
     return (values[rows] + noise * _spread(values)).to(tensor.dtype)
 
 
@@ -81,7 +83,9 @@ def _spread(values: Tensor) -> Tensor:
 
 
 def _mixed(tensor: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    rows = torch.randint(tensor.shape[0], (size, *tensor.shape[1:]), generator=generator)
+    rows = torch.randint(
+        tensor.shape[0], (size, *tensor.shape[1:]), generator=generator, device="cpu"
+    )
     return tensor.gather(0, rows)
 
 
@@ -109,5 +113,7 @@ def _standard_rows(
             f"the file does not say what {name} may hold ({dtype} {shape}): "
             "give rows as example= or data="
         )
-    rows = torch.randn((STANDARD_ROWS, *sizes), generator=generator, dtype=torch.float64)
+    rows = torch.randn(
+        (STANDARD_ROWS, *sizes), generator=generator, device="cpu", dtype=torch.float64
+    )
     return rows.to(torch.from_numpy(np.empty(0, dtype)).dtype)

@@ -136,11 +136,19 @@ def combined_loss(
         class_weight,
     )
     check(spec, tensors)
+    if classification_targets.dtype == torch.uint64:
+        tensors = tensors._replace(classification_targets=_signed(classification_targets))
     loss, components = _run(spec, tensors, return_components)
     if not return_components:
         return loss
     assert components is not None
     return loss, Components(*components.detach().unbind())
+
+
+def _signed(indices: Tensor) -> Tensor:
+    """uint64 as int64: what is too large stays too large, and is not taken for a negative index."""
+    wrapped = indices.view(torch.int64)
+    return wrapped.masked_fill(wrapped < 0, torch.iinfo(torch.int64).max)
 
 
 def split_weights(

@@ -89,6 +89,8 @@ class LossSpec:
             raise ValueError(f"reduction must be one of {known}, got {self.reduction!r}")
         if isinstance(self.ignore_index, bool) or not isinstance(self.ignore_index, int):
             raise TypeError(f"ignore_index must be an int, got {self.ignore_index!r}")
+        if not -(1 << 63) <= self.ignore_index < 1 << 63:
+            raise ValueError(f"ignore_index must fit 64 bits, got {self.ignore_index}")
         if not isinstance(self.label_smoothing, float | int):
             raise TypeError(f"label_smoothing must be a float, got {self.label_smoothing!r}")
         if not 0.0 <= self.label_smoothing <= 1.0:

@@ -45,7 +45,8 @@ def backend(name: str) -> Iterator[None]:
     """Choose the backend for the calls within the block, in this thread.
 
     Outranks the environment variable `FUSED_LOSS_BACKEND`, which is read once at import. A backward
-    pass runs on the backend of its forward pass, wherever it is called.
+    pass runs on the backend of its forward pass, wherever it is called, and a graph of
+    `torch.compile` on the backend that it was compiled under.
 
     Args:
         name: "auto" (by device), "triton", "eager" (plain PyTorch operators with a closed-form

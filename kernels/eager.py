@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_loss.kernels.eager_blocks import constant
 from fused_loss.kernels.eager_classification import Classification
 from fused_loss.kernels.eager_regression import regression
 from fused_loss.spec import LossSpec, LossTensors, Needs, Outcome, accumulation_dtype
@@ -69,10 +68,15 @@ def _run(spec: LossSpec, tensors: LossTensors, needs: Needs, upstream: Tensor | 
         only = ce if mse is None else mse
         assert only is not None
         return Outcome(only, None, grad_r, grad_z)
-    loss = mse
-    if upstream is None:
-        loss = constant(w_reg, mse, dtype) * mse + constant(w_cls, ce, dtype) * ce
+    loss = mse if upstream is not None else _weighted_sum(w_reg, mse, w_cls, ce)
     return Outcome(loss, torch.stack((mse, ce)) if needs.components else None, grad_r, grad_z)
+
+
+def _weighted_sum(w_reg: Any, mse: Tensor, w_cls: Any, ce: Tensor) -> Tensor:
+    """w_reg · mse + w_cls · ce, in the fewest operators."""
+    if isinstance(w_reg, Tensor):
+        return w_reg * mse + w_cls * ce
+    return torch.add(w_cls * ce, mse, alpha=w_reg)
 
 
 def _weights(spec: LossSpec, weights: Tensor | None, dtype: torch.dtype) -> tuple[Any, Any]:

@@ -1,13 +1,11 @@
 """What both heads of the eager backend are made of: blocks that fit the cache, and cheap scalars.
 
-Of small inputs the time is that of the operators dispatched, and of what each does before it
-computes. So what the host knows stays a Python number until it meets a tensor, as a constant that
-is made once, and a tensor is asked for its dtype before it is converted.
+Of small inputs the time is that of the operators dispatched. So what the host knows stays a Python
+number until it meets a tensor, and a tensor is asked for its dtype before it is converted.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,22 +19,6 @@ REDUCTIONS = {"mean": 1, "sum": 2}  # as PyTorch's operators number them
 def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """The tensor in this dtype; where it is, without the microseconds of a `to`."""
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
-
-
-def constant(value: Any, like: Tensor, dtype: torch.dtype) -> Any:
-    """A number as what is cheapest to multiply `like` by: on a CPU a 0-d tensor, made once.
-
-    Nobody writes to that tensor. A tensor stays what it is.
-    """
-    if isinstance(value, Tensor) or like.device.type != "cpu":
-        return value
-    return _cpu_constant(value, dtype)
-
-
-@functools.lru_cache(maxsize=256)
-def _cpu_constant(value: float, dtype: torch.dtype) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(value, dtype=dtype)
 
 
 def fits(tensor: Tensor, times: int = 1) -> bool:

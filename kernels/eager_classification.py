@@ -16,7 +16,6 @@ from fused_loss.kernels.eager_blocks import (
     REDUCTIONS,
     blocks,
     by_row,
-    constant,
     fits,
     in_dtype,
 )
@@ -88,7 +87,8 @@ class Classification:
         loss, labelled = nll_loss(log_p, targets, None, reduction, ignore_index)
         if not self.need:
             return loss, None
-        weight = constant(weight, self.logits, self.dtype)
+        if not isinstance(weight, Tensor):
+            weight = torch.scalar_tensor(weight, dtype=self.dtype, device=log_p.device)
         hit = nll_loss_backward(weight, log_p, targets, None, reduction, ignore_index, labelled)
         gradient = in_dtype(log_softmax_backward(hit, log_p, 1, self.dtype), self.logits.dtype)
         if labelled.item() != len(targets):  # NaN · 0 is not 0

@@ -268,3 +268,10 @@ def test_the_same_seed_draws_the_same_rows(tmp_path):
     assert reports[0] == reports[1]
     assert reports[0].comparisons != reports[2].comparisons
     assert verify_onnx(path, mlp(), rows(), seed=3) == reports[0]
+
+
+def test_a_default_device_is_none_of_ours(tmp_path, given):
+    model, example = mlp(), rows()
+    with torch.device("meta"):
+        result = export_onnx(model, example, tmp_path / "m.onnx")
+    assert result.report.passed

@@ -89,3 +89,13 @@ def test_an_index_outside_the_classes_is_named(index, weighted, layout):
     message = rf"classification_targets .* {index}, .* 5 classes"
     with fused_loss.backend("eager"), pytest.raises(IndexError, match=message):
         combined_loss(problem.r, problem.z, problem.y, t, **problem.keywords)
+
+
+def test_a_default_device_is_none_of_ours():
+    """Tensors on the CPU stay there, whatever new ones default to; and nothing is left behind."""
+    problem = Case(weighting="pair").problem()
+    right = fused(problem, "eager")
+    with torch.device("meta"):
+        inside = fused(problem, "eager")
+    for found in (inside, fused(problem, "eager")):
+        assert all(torch.equal(found[name], right[name]) for name in right)

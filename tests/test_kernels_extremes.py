@@ -275,3 +275,17 @@ def test_an_illegal_index(reduction, weighted, smoothing, index, backend, device
         assert actual["loss"].isnan()
     if reduction != "mean":
         assert torch.equal(actual["z"][others], before["z"][others])
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_an_index_above_int64_is_not_taken_for_a_negative_one(reduction, backend, device):
+    """2⁶⁴-100 is no class, and not the ignored index -100 either."""
+    problem = Case(reduction).problem(device)
+    huge = torch.full_like(problem.t, -100).view(torch.uint64)
+    with fused_loss.backend(backend):
+        if device == "cpu" and backend != "triton":
+            with pytest.raises(IndexError):
+                combined_loss(problem.r, problem.z, problem.y, huge, **problem.keywords)
+        else:
+            loss = combined_loss(problem.r, problem.z, problem.y, huge, **problem.keywords)
+            assert loss.isnan().all()
