@@ -10,7 +10,7 @@ from torch import Tensor
 from fused_loss.kernels.eager_blocks import REDUCTIONS, blocks, by_row, fits, in_dtype
 from fused_loss.spec import LossSpec
 
-mse_loss = torch._C._nn.mse_loss  # without the wrapper, which costs as much as the operator
+mse_loss: Any = torch._C._nn.mse_loss  # without the wrapper, which costs as much as the operator
 
 
 def regression(
