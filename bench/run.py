@@ -193,10 +193,11 @@ class _CaseBench:
     ) -> tuple[Row, Program | None]:
         """The provider's row, and its program where it may be timed."""
         row = Row(provider)
-        before = self.rows.get((provider.name, Phase.TRAINING))
-        if phase is Phase.STEP and before is not None and before.status != OK:
-            row.status, row.reason = before.status, before.reason
-            return row, None
+        if phase is Phase.STEP and provider.computes:
+            alone = self._alone(provider, inputs)
+            if alone.status != OK:
+                row.status, row.reason = alone.status, alone.reason
+                return row, None
         if provider.overwrites:
             inputs = self.case.make(self.device, CHECK_SEED)
         try:
@@ -221,6 +222,14 @@ class _CaseBench:
             row.status = WRONG
             return row, None
         return row, program
+
+    def _alone(self, provider: Provider, inputs: Inputs) -> Row:
+        """Its row in `Phase.TRAINING`, checked now where that phase is not part of the run."""
+        key = provider.name, Phase.TRAINING
+        if key not in self.rows:
+            of_eager = eager_errors(self.case, Phase.TRAINING, inputs)
+            self.rows[key], _ = self._check(Phase.TRAINING, provider, inputs, of_eager)
+        return self.rows[key]
 
     def _program(self, provider: Provider, phase: Phase) -> Program:
         if provider.name not in self.prepared:

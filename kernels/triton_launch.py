@@ -27,8 +27,8 @@ from fused_loss.spec import LossSpec, LossTensors, Needs, Outcome, accumulation_
 
 TILE = 2048  # elements of logits a program holds: 16 a thread at 4 warps
 STRIDED_TILE = 1024  # the same where classes are not adjacent in memory: an address an element
-MOST_ROWS = 128  # of a tile: one a thread, since each holds a dozen addresses and sums
 STRIDED_BLOCK = 64  # and the columns of its blocks
+MOST_ROWS = 128  # of a tile: one a thread, since each holds a dozen addresses and sums
 BLOCK_MAX = 16384  # columns of float32 that are kept in registers, at 16 warps
 STREAM_BLOCK = 8192  # columns a block of a longer row
 BLOCK_M = 2048  # elements of the regression head a program takes at a time

@@ -130,6 +130,8 @@ def test_what_is_wrong_alone_is_not_timed_in_a_training_step():
     assert [record.rows[0].status for record in (training, step)] == ["wrong", "wrong"]
     assert step.rows[0].timing is None
     assert step.rows[0].reason == training.rows[0].reason
+    alone = record_of(gradient_off, phase=Phase.STEP).rows[0]  # without the other phases
+    assert (alone.status, alone.timing, alone.reason) == ("wrong", None, step.rows[0].reason)
 
 
 def test_the_share_of_the_loss_is_what_the_model_alone_leaves(monkeypatch: pytest.MonkeyPatch):
