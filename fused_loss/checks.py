@@ -11,10 +11,17 @@ import os
 import torch
 from torch import Tensor
 
-from fused_loss.spec import FLOAT_DTYPES, LossSpec, LossTensors, class_axis, index_error
+from fused_loss.spec import (
+    FLOAT_DTYPES,
+    LossSpec,
+    LossTensors,
+    class_axis,
+    index_error,
+    normalizes_mean,
+)
 
-ARGUMENTS = tuple(name.replace("weights", "loss_weights") for name in LossTensors._fields)
-OPTIONAL = ("loss_weights", "class_weight")
+ARGUMENTS = (*LossTensors._fields[:4], "loss_weights", *LossTensors._fields[5:])
+REQUIRED = 4  # the first of them; the others may be None
 DEBUG = os.environ.get("FUSED_LOSS_DEBUG") == "1"
 
 
@@ -27,13 +34,10 @@ def check(spec: LossSpec, tensors: LossTensors) -> None:
         IndexError: Under `FUSED_LOSS_DEBUG=1`, a class index outside [0, C) on any device.
     """
     device = getattr(tensors.regression_output, "device", None)
-    for name, tensor in zip(ARGUMENTS, tensors, strict=True):
-        if tensor is None and name in OPTIONAL:
-            continue
-        if name == "loss_weights" and isinstance(tensor, Tensor) and not tensor.dim():
-            name = "alpha"
-        _check_tensor(name, tensor, device)
-    r, z, y, t, weights, class_weight = tensors
+    for place, tensor in enumerate(tensors):
+        if tensor is not None or place < REQUIRED:
+            _check_tensor(_name(place, tensor), tensor, device)
+    r, z, y, t = tensors[:REQUIRED]
     assert r is not None
     assert z is not None
     assert y is not None
@@ -50,21 +54,31 @@ def check(spec: LossSpec, tensors: LossTensors) -> None:
     _check_classification(spec, z, t)
     if spec.reduction == "none":
         _check_samples(r, z)
-    if weights is not None:
-        _check_weights(weights)
-    if class_weight is not None:
-        _check_class_weight(class_weight, class_axis(z)[0])
+    if any(option is not None for option in tensors[REQUIRED:]):
+        _check_options(spec, tensors, r, z)
+    if spec.inplace_gradient and torch.is_grad_enabled() and z.requires_grad:
+        _check_inplace(tensors, z)
     if DEBUG and not torch.compiler.is_compiling() and not t.is_floating_point():
         error = index_error(t, class_axis(z)[0], spec.ignore_index)
         if error is not None:
             raise error
 
 
+def _name(place: int, tensor: Tensor | None) -> str:
+    """The argument at this place: a 0-d tensor of weights is an alpha."""
+    name = ARGUMENTS[place]
+    alpha = name == "loss_weights" and isinstance(tensor, Tensor) and not tensor.dim()
+    return "alpha" if alpha else name
+
+
 def _check_tensor(name: str, tensor: Tensor | None, device: torch.device | None) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     dtype = tensor.dtype
-    if dtype == torch.bool or dtype.is_complex:
+    if name == "class_mask":
+        if dtype != torch.bool:
+            raise TypeError(f"class_mask must be torch.bool, got {dtype}: call .bool()")
+    elif dtype == torch.bool or dtype.is_complex:
         raise TypeError(f"{name} must not be {dtype}: convert it, .float() or .long()")
     if tensor.layout != torch.strided or tensor.is_quantized:
         raise TypeError(f"{name} must be a dense tensor: call .to_dense() or .dequantize()")
@@ -125,23 +139,60 @@ def _check_samples(r: Tensor, z: Tensor) -> None:
         )
 
 
-def _check_weights(weights: Tensor) -> None:
-    if weights.dtype not in FLOAT_DTYPES:
-        name = "alpha" if weights.dim() == 0 else "loss_weights"
-        raise TypeError(f"{name} must be floating-point, got {weights.dtype}: call .float()")
+def _check_options(spec: LossSpec, tensors: LossTensors, r: Tensor, z: Tensor) -> None:
+    """The tensors that may be absent."""
+    classes, positions = class_axis(z)
+    if tensors.weights is not None:
+        _check_floating("loss_weights" if tensors.weights.dim() else "alpha", tensors.weights)
+    if tensors.class_weight is not None:
+        _check_floating("class_weight", tensors.class_weight)
+        if tensors.class_weight.shape != (classes,):
+            raise ValueError(
+                f"class_weight must have shape ({classes},), one weight a class; "
+                f"got {tuple(tensors.class_weight.shape)}"
+            )
+    mask = tensors.class_mask
+    if mask is not None and mask.shape != (classes,):
+        _check_broadcast("class_mask", mask, "classification_output", z.shape)
+    of_positions = "the positions of classification_output"
+    for name, weight, what, shape in (
+        ("regression_weight", tensors.regression_weight, "regression_output", r.shape),
+        ("classification_weight", tensors.classification_weight, of_positions, positions),
+    ):
+        if weight is not None:
+            _check_floating(name, weight)
+            _check_broadcast(name, weight, what, shape)
+    for place in range(REQUIRED + 1, len(tensors)):
+        check_constant(ARGUMENTS[place], tensors[place])
+    for name in ("regression_normalizer", "classification_normalizer"):
+        normalizer = getattr(tensors, name)
+        if normalizer is not None:
+            normalizes_mean(name, spec.reduction)
+            if normalizer.dim():
+                raise ValueError(
+                    f"{name} must be a number or a 0-d tensor, got shape {tuple(normalizer.shape)}"
+                )
 
 
-def _check_class_weight(class_weight: Tensor, classes: int) -> None:
-    if class_weight.dtype not in FLOAT_DTYPES:
-        raise TypeError(
-            f"class_weight must be floating-point, got {class_weight.dtype}: call .float()"
-        )
-    if class_weight.shape != (classes,):
-        raise ValueError(
-            f"class_weight must have shape ({classes},), one weight a class; "
-            f"got {tuple(class_weight.shape)}"
-        )
-    check_constant("class_weight", class_weight)
+def _check_floating(name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name} must be floating-point, got {tensor.dtype}: call .float()")
+
+
+def _check_broadcast(name: str, tensor: Tensor, what: str, shape: tuple[int, ...]) -> None:
+    """As many dimensions as `what`, each of its size or 1."""
+    fits = tensor.dim() == len(shape) and all(
+        size in (1, whole) for size, whole in zip(tensor.shape, shape, strict=True)
+    )
+    if fits:
+        return
+    mend = f"each dimension must be that of {what} or 1"
+    if tensor.dim() == 1 and len(shape) > 1 and tensor.shape[0] == shape[0]:
+        mend = f"for one value a sample give {name}.view(-1{', 1' * (len(shape) - 1)})"
+    raise ValueError(
+        f"{name} has shape {tuple(tensor.shape)}, which does not spread over {what} "
+        f"{tuple(shape)}: {mend}"
+    )
 
 
 def check_constant(name: str, tensor: Tensor | None) -> None:
@@ -152,3 +203,36 @@ def check_constant(name: str, tensor: Tensor | None) -> None:
     """
     if tensor is not None and tensor.requires_grad:
         raise ValueError(f"{name} takes no gradient: pass {name}.detach()")
+
+
+def _check_inplace(tensors: LossTensors, z: Tensor) -> None:
+    """Whether the logits' storage may become their gradient's."""
+    mend = "leave inplace_gradient at False, or pass classification_output.clone()"
+    if z.is_leaf:
+        raise ValueError(
+            "inplace_gradient=True writes over classification_output, which is a leaf: its values "
+            f"are yours; {mend}"
+        )
+    if _may_overlap(z):
+        raise ValueError(
+            "inplace_gradient=True writes over classification_output, whose elements overlap in "
+            f"memory (strides {z.stride()} of shape {tuple(z.shape)}); {mend}"
+        )
+    storage = z.untyped_storage()._cdata
+    for place, other in enumerate(tensors):
+        if place != 1 and other is not None and other.untyped_storage()._cdata == storage:
+            raise ValueError(
+                f"inplace_gradient=True writes over classification_output, and {ARGUMENTS[place]} "
+                f"lies in the same memory; {mend}"
+            )
+
+
+def _may_overlap(tensor: Tensor) -> bool:
+    """Whether two elements may share an address: not if each stride clears all smaller ones."""
+    reach = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return True
+            reach += stride * (size - 1)
+    return False

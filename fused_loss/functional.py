@@ -1,11 +1,11 @@
-"""The public losses: `combined_loss`, and `cross_entropy` and `mse_loss` as PyTorch has them.
+"""The public losses: `combined_loss`, `task_losses`, and PyTorch's own two, fused.
 
 The way of a tensor: check, choose the backend, then one autograd Function around the backend.
 """
 
 from __future__ import annotations
 
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,8 @@ from torch.nn import _reduction as legacy
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from fused_loss import kernels
-from fused_loss.autograd import FusedLoss
-from fused_loss.checks import check
+from fused_loss.autograd import FusedLoss, head_losses
+from fused_loss.options import DEFAULT_ALPHA, Options, arrange
 from fused_loss.spec import (
     FLOAT_DTYPES,
     Components,
@@ -26,12 +26,8 @@ from fused_loss.spec import (
     class_axis,
 )
 
-
-class _DefaultAlpha(float):
-    """The default of `alpha`, told apart from a 0.5 that the caller wrote."""
-
-
-DEFAULT_ALPHA = _DefaultAlpha(0.5)
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @overload
@@ -43,11 +39,8 @@ def combined_loss(
     alpha: float | Tensor = ...,
     *,
     loss_weights: tuple[float, float] | Tensor | None = ...,
-    class_weight: Tensor | None = ...,
-    ignore_index: int = ...,
-    label_smoothing: float = ...,
-    reduction: str = ...,
     return_components: Literal[False] = ...,
+    **options: Unpack[Options],
 ) -> Tensor: ...
 @overload
 def combined_loss(
@@ -58,11 +51,8 @@ def combined_loss(
     alpha: float | Tensor = ...,
     *,
     loss_weights: tuple[float, float] | Tensor | None = ...,
-    class_weight: Tensor | None = ...,
-    ignore_index: int = ...,
-    label_smoothing: float = ...,
-    reduction: str = ...,
     return_components: Literal[True],
+    **options: Unpack[Options],
 ) -> tuple[Tensor, Components]: ...
 @overload
 def combined_loss(
@@ -73,11 +63,8 @@ def combined_loss(
     alpha: float | Tensor = ...,
     *,
     loss_weights: tuple[float, float] | Tensor | None = ...,
-    class_weight: Tensor | None = ...,
-    ignore_index: int = ...,
-    label_smoothing: float = ...,
-    reduction: str = ...,
     return_components: bool = ...,
+    **options: Unpack[Options],
 ) -> Tensor | tuple[Tensor, Components]: ...
 def combined_loss(
     regression_output: Tensor,
@@ -88,107 +75,104 @@ def combined_loss(
     *,
     loss_weights: tuple[float, float] | Tensor | None = None,
     class_weight: Tensor | None = None,
+    class_mask: Tensor | None = None,
+    regression_weight: Tensor | None = None,
+    classification_weight: Tensor | None = None,
+    regression_normalizer: float | Tensor | None = None,
+    classification_normalizer: float | Tensor | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
+    nan_targets: str = "propagate",
+    empty: str = "nan",
     reduction: str = "mean",
     return_components: bool = False,
+    inplace_gradient: bool = False,
 ) -> Tensor | tuple[Tensor, Components]:
     """`alpha * MSE + (1 - alpha) * cross-entropy` of a model with two heads.
 
-    Value and both gradients are those of `F.mse_loss` and `F.cross_entropy` (per position:
-    `loss = -Σ class_weight·q·log p` with `q = (1-ε)·target + ε/C`), computed in one pass.
+    Value and both gradients are those of `F.mse_loss` and `F.cross_entropy`, computed in one pass.
+    Per position, `q = (1-ε)·target + ε/K` on the K possible classes and
+    `loss = -Σ class_weight·q·log p`. "mean" divides `Σ classification_weight·loss` over the
+    labelled positions by `Σ classification_weight·class_weight[t]` (class indices) or
+    `Σ classification_weight` (probabilities), and `Σ regression_weight·(r-y)²` over the elements
+    that are not missing by `Σ regression_weight`. Where that sum is 0, nothing is labelled.
 
     Args:
-        regression_output: Predictions (N, *), float.
-        classification_output: Logits (N, C), (N, C, d1, ...), or (C,) for one sample; float. The
+        regression_output: Predictions r (N, *), float.
+        classification_output: Logits z (N, C), (N, C, d1, ...), or (C,) for one sample; float. The
             two heads may have different dtypes and, unless reduction is "none", different N.
-        regression_targets: Exactly the shape of `regression_output`.
+        regression_targets: y, exactly the shape of `regression_output`.
         classification_targets: Class indices (N, d1, ...) of any integer dtype, or probabilities in
-            the shape of the logits; the dtype decides.
+            the shape of the logits; the dtype decides. Probabilities need not sum to 1.
         alpha: Weight of the MSE, a float or a 0-d tensor, which may require grad.
         loss_weights: `(w_reg, w_cls)` in place of `(alpha, 1 - alpha)`: two floats, or a tensor
             (2,), which may require grad.
         class_weight: (C,), the `weight` of `F.cross_entropy`.
-        ignore_index: The class index of positions without a label.
+        class_mask: bool, the shape of the logits with each dimension equal or 1; (C,) is the same
+            for every position. False: this class is impossible here, such as an illegal move. The
+            softmax runs over the others, and the gradient there is exactly 0, with `0·log 0 = 0`. A
+            hard target or soft mass on an impossible class gives +inf, as a logit of -inf does. A
+            position where no class is possible gives 0 for an all-zero soft target, +inf for any
+            other, and no gradient.
+        regression_weight: Weight of each squared error: as many dimensions as r, each equal or 1
+            (`w[:, None]` for a weight a sample).
+        classification_weight: Weight of each position's cross-entropy: as many dimensions as the
+            positions (N, d1, ...), each equal or 1.
+        regression_normalizer: In place of the denominator of "mean": a number or a 0-d tensor, for
+            gradient accumulation and data parallel (see `loss_denominators`). An empty micro-batch
+            then gives 0 / normalizer.
+        classification_normalizer: The same for the other head.
+        ignore_index: The class index of positions without a label: they add nothing, and their
+            gradient is exactly 0.
         label_smoothing: ε in [0, 1].
-        reduction: "mean", "sum", or "none": (N,), a sample's losses over its labelled elements
-            divided by their count.
+        nan_targets: "ignore": an element whose regression target is NaN is missing: it adds
+            nothing, not to the denominator either, and its gradient is exactly 0. "propagate": NaN.
+        empty: The "mean" of a head in which nothing is labelled: "nan" as in PyTorch, with a
+            gradient of 0; or "zero": 0, in the gradient of alpha too.
+        reduction: "mean", "sum", or "none": (N,), the sum of a sample's weighted losses over its
+            labelled elements divided by their count; 0 where it has none.
         return_components: Whether to return `(loss, Components(regression, classification))`: the
             two losses before weighting, detached and on the device, for logging without a sync.
+        inplace_gradient: Whether the gradient may take over the logits' storage, which halves the
+            memory. Do not use the logits after the call: autograd notices if you do. Nothing is
+            written where no gradient is wanted.
 
     Returns:
         The loss in `promote(float32, both outputs)`: () or, under "none", (N,).
 
     Raises:
-        ValueError: Shapes, devices, dtypes or options that do not go together.
+        ValueError: Shapes, devices, dtypes or options that do not go together; `inplace_gradient`
+            with logits that are a leaf, overlap, or share memory with another argument.
         TypeError: An argument of the wrong type or dtype.
         IndexError: On a CPU, a class index outside [0, C) that is not `ignore_index`; on a GPU that
             position's loss and gradient are NaN (`FUSED_LOSS_DEBUG=1` raises there too).
+        NotImplementedError: The backend was asked for by name and does not take this case.
     """
-    weights, pair = split_weights(alpha, loss_weights)
-    spec = LossSpec(reduction, ignore_index, label_smoothing, pair)
-    tensors = LossTensors(
+    spec, tensors = arrange(
         regression_output,
         classification_output,
         regression_targets,
         classification_targets,
-        weights,
-        class_weight,
+        alpha,
+        loss_weights,
+        class_weight=class_weight,
+        class_mask=class_mask,
+        regression_weight=regression_weight,
+        classification_weight=classification_weight,
+        regression_normalizer=regression_normalizer,
+        classification_normalizer=classification_normalizer,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        nan_targets=nan_targets,
+        empty=empty,
+        reduction=reduction,
+        inplace_gradient=inplace_gradient,
     )
-    check(spec, tensors)
-    if classification_targets.dtype == torch.uint64:
-        tensors = tensors._replace(classification_targets=_signed(classification_targets))
     loss, components = _run(spec, tensors, return_components)
     if not return_components:
         return loss
     assert components is not None
     return loss, Components(*components.detach().unbind())
-
-
-def _signed(indices: Tensor) -> Tensor:
-    """uint64 as int64: what is too large stays too large, and is not taken for a negative index."""
-    wrapped = indices.view(torch.int64)
-    return wrapped.masked_fill(wrapped < 0, torch.iinfo(torch.int64).max)
-
-
-def split_weights(
-    alpha: float | Tensor, loss_weights: tuple[float, float] | Tensor | None
-) -> tuple[Tensor | None, tuple[float, float] | None]:
-    """The weights as a tensor, or as two floats.
-
-    Raises:
-        ValueError: Both were given, or a shape that does not fit.
-        TypeError: Neither a float nor a tensor.
-    """
-    if loss_weights is None:
-        if isinstance(alpha, Tensor):
-            if alpha.dim():
-                raise ValueError(
-                    f"alpha must be a float or a 0-d tensor, got shape {tuple(alpha.shape)}; "
-                    "call alpha.squeeze(), or pass a pair as loss_weights"
-                )
-            return alpha, None
-        if isinstance(alpha, bool) or not isinstance(alpha, float | int):
-            raise TypeError(f"alpha must be a float or a 0-d tensor, got {type(alpha).__name__}")
-        return None, (float(alpha), 1.0 - alpha)
-    if not isinstance(alpha, _DefaultAlpha):
-        raise ValueError(
-            "alpha and loss_weights are two ways to say the same: give only one of them"
-        )
-    if isinstance(loss_weights, Tensor):
-        if loss_weights.shape != (2,):
-            raise ValueError(
-                f"loss_weights must be (w_reg, w_cls), shape (2,); got {tuple(loss_weights.shape)}"
-            )
-        return loss_weights, None
-    if not isinstance(loss_weights, tuple | list) or len(loss_weights) != 2:
-        raise ValueError(f"loss_weights must be (w_reg, w_cls), got {loss_weights!r}")
-    w_reg, w_cls = loss_weights
-    if any(isinstance(w, bool) or not isinstance(w, float | int) for w in loss_weights):
-        raise TypeError(
-            "loss_weights must hold two floats, or be one tensor (2,): torch.stack((w_reg, w_cls))"
-        )
-    return None, (float(w_reg), float(w_cls))
 
 
 def _run(
@@ -203,6 +187,56 @@ def _run(
         return FusedLoss.apply(backend, spec, components, *tensors)
     outcome = kernels.forward(backend, spec, tensors, Needs(False, False, components))
     return outcome.loss, outcome.components
+
+
+def task_losses(
+    regression_output: Tensor,
+    classification_output: Tensor,
+    regression_targets: Tensor,
+    classification_targets: Tensor,
+    *,
+    return_components: bool = False,
+    **options: Unpack[Options],
+) -> tuple[Tensor, Tensor] | tuple[tuple[Tensor, Tensor], Components]:
+    """The two losses apart, each differentiable on its own and in either order.
+
+    For methods that need a gradient a task, such as Jacobian descent or gradient balancing. Both
+    come out of one shared pass.
+
+    Args:
+        regression_output: As in `combined_loss`.
+        classification_output: As in `combined_loss`.
+        regression_targets: As in `combined_loss`.
+        classification_targets: As in `combined_loss`.
+        return_components: Whether to return `(losses, Components)`, the latter detached.
+        **options: Those of `combined_loss`, without `alpha` and `loss_weights`.
+
+    Returns:
+        `(regression_loss, classification_loss)`, as `combined_loss` would weight them: () each or,
+        under "none", (N,).
+
+    Raises:
+        ValueError, TypeError, IndexError, NotImplementedError: As `combined_loss`.
+    """
+    unknown = options.keys() - Options.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"task_losses got an unexpected argument {min(unknown)!r}")
+    spec, tensors = arrange(
+        regression_output,
+        classification_output,
+        regression_targets,
+        classification_targets,
+        loss_weights=(1.0, 1.0),
+        **options,
+    )
+    backend = kernels.resolve(spec, tensors)
+    if backend == "reference":
+        losses = kernels.reference_heads(spec, tensors)
+    else:
+        losses = head_losses(backend, spec, tensors)
+    if not return_components:
+        return losses
+    return losses, Components(*(loss.detach() for loss in losses))
 
 
 def cross_entropy(

@@ -1,15 +1,113 @@
-"""The `nn.Module`s: `CombinedLoss` around `combined_loss`, and `DualHead`, the model it trains."""
+"""The `nn.Module`s: the losses with their options fixed, and `DualHead`, the model they train."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+import torch
 from torch import Tensor, nn
 
 from fused_loss.checks import check_constant
-from fused_loss.functional import DEFAULT_ALPHA, combined_loss, split_weights
+from fused_loss.functional import combined_loss
+from fused_loss.options import DEFAULT_ALPHA, split_weights
 from fused_loss.spec import Components, LossSpec
 
+if TYPE_CHECKING:
+    from typing_extensions import TypedDict, Unpack
 
-class CombinedLoss(nn.Module):
+    class FixedOptions(TypedDict, total=False):
+        """The options of `combined_loss` that a module keeps."""
+
+        class_weight: Tensor | None
+        ignore_index: int
+        label_smoothing: float
+        nan_targets: str
+        empty: str
+        reduction: str
+        return_components: bool
+        inplace_gradient: bool
+
+    class BatchTensors(TypedDict, total=False):
+        """What changes from batch to batch beside outputs and targets; see `combined_loss`."""
+
+        class_mask: Tensor | None
+        regression_weight: Tensor | None
+        classification_weight: Tensor | None
+        regression_normalizer: float | Tensor | None
+        classification_normalizer: float | Tensor | None
+
+
+DEFAULTS = {
+    "class_weight": None,
+    "ignore_index": -100,
+    "label_smoothing": 0.0,
+    "nan_targets": "propagate",
+    "empty": "nan",
+    "reduction": "mean",
+    "return_components": False,
+    "inplace_gradient": False,
+}
+
+
+class _Loss(nn.Module):
+    """A loss with its options fixed: the part that does not depend on how heads are weighted."""
+
+    class_weight: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        class_weight: Tensor | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        nan_targets: str = "propagate",
+        empty: str = "nan",
+        reduction: str = "mean",
+        return_components: bool = False,
+        inplace_gradient: bool = False,
+    ) -> None:
+        super().__init__()
+        check_constant("class_weight", class_weight)
+        LossSpec(
+            reduction,
+            ignore_index,
+            label_smoothing,
+            nan_targets=nan_targets,
+            empty=empty,
+            inplace_gradient=inplace_gradient,
+        )
+        self._register("class_weight", class_weight)
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+        self.nan_targets = nan_targets
+        self.empty = empty
+        self.reduction = reduction
+        self.return_components = return_components
+        self.inplace_gradient = inplace_gradient
+
+    def _register(self, name: str, value: object) -> None:
+        if isinstance(value, nn.Parameter) or not isinstance(value, Tensor):
+            setattr(self, name, value)
+        else:
+            self.register_buffer(name, value)
+
+    def _options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in DEFAULTS}
+
+    def _weighting(self) -> list[str]:
+        """How the heads are weighted, for `extra_repr`."""
+        return []
+
+    def extra_repr(self) -> str:
+        """The weighting, and every option that is not at its default."""
+        shown = self._weighting()
+        for name, value in self._options().items():
+            if isinstance(value, Tensor) or value != DEFAULTS[name]:
+                shown.append(f"{name}={_brief(value)}")
+        return ", ".join(shown)
+
+
+class CombinedLoss(_Loss):
     """`combined_loss` with its options fixed.
 
     Args:
@@ -19,8 +117,11 @@ class CombinedLoss(nn.Module):
         class_weight: (C,); a buffer, so it moves with `.to(device)` and is in the state dict.
         ignore_index: As in `combined_loss`.
         label_smoothing: As in `combined_loss`.
+        nan_targets: As in `combined_loss`.
+        empty: As in `combined_loss`.
         reduction: As in `combined_loss`.
         return_components: As in `combined_loss`.
+        inplace_gradient: As in `combined_loss`.
 
     Raises:
         ValueError: An option outside its legal range; alpha and loss_weights together; a
@@ -30,36 +131,18 @@ class CombinedLoss(nn.Module):
 
     alpha: float | Tensor
     loss_weights: tuple[float, float] | Tensor | None
-    class_weight: Tensor | None
 
     def __init__(
         self,
         alpha: float | Tensor = DEFAULT_ALPHA,
         *,
         loss_weights: tuple[float, float] | Tensor | None = None,
-        class_weight: Tensor | None = None,
-        ignore_index: int = -100,
-        label_smoothing: float = 0.0,
-        reduction: str = "mean",
-        return_components: bool = False,
+        **options: Unpack[FixedOptions],
     ) -> None:
-        super().__init__()
+        super().__init__(**options)
         split_weights(alpha, loss_weights)
-        check_constant("class_weight", class_weight)
-        LossSpec(reduction, ignore_index, label_smoothing)
         self._register("alpha", alpha)
         self._register("loss_weights", loss_weights)
-        self._register("class_weight", class_weight)
-        self.ignore_index = ignore_index
-        self.label_smoothing = label_smoothing
-        self.reduction = reduction
-        self.return_components = return_components
-
-    def _register(self, name: str, value: object) -> None:
-        if isinstance(value, nn.Parameter) or not isinstance(value, Tensor):
-            setattr(self, name, value)
-        else:
-            self.register_buffer(name, value)
 
     def forward(
         self,
@@ -67,8 +150,18 @@ class CombinedLoss(nn.Module):
         classification_output: Tensor,
         regression_targets: Tensor,
         classification_targets: Tensor,
+        **batch: Unpack[BatchTensors],
     ) -> Tensor | tuple[Tensor, Components]:
-        """The loss, or `(loss, components)`; shapes and errors as in `combined_loss`."""
+        """The loss, or `(loss, components)`; shapes and errors as in `combined_loss`.
+
+        Args:
+            regression_output: As in `combined_loss`.
+            classification_output: As in `combined_loss`.
+            regression_targets: As in `combined_loss`.
+            classification_targets: As in `combined_loss`.
+            **batch: What changes from batch to batch: `class_mask`, `regression_weight`,
+                `classification_weight`, `regression_normalizer`, `classification_normalizer`.
+        """
         return combined_loss(
             regression_output,
             classification_output,
@@ -76,30 +169,75 @@ class CombinedLoss(nn.Module):
             classification_targets,
             self.alpha,
             loss_weights=self.loss_weights,
-            class_weight=self.class_weight,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            reduction=self.reduction,
-            return_components=self.return_components,
+            **self._options(),
+            **batch,
         )
 
-    def extra_repr(self) -> str:
-        """The weighting, and every option that is not at its default."""
-        shown = [f"alpha={_brief(self.alpha)}"]
-        if self.loss_weights is not None:
-            shown = [f"loss_weights={_brief(self.loss_weights)}"]
-        defaults = {
-            "class_weight": None,
-            "ignore_index": -100,
-            "label_smoothing": 0.0,
-            "reduction": "mean",
-            "return_components": False,
-        }
-        for name, default in defaults.items():
-            value = getattr(self, name)
-            if isinstance(value, Tensor) or value != default:
-                shown.append(f"{name}={_brief(value)}")
-        return ", ".join(shown)
+    def _weighting(self) -> list[str]:
+        if self.loss_weights is None:
+            return [f"alpha={_brief(self.alpha)}"]
+        return [f"loss_weights={_brief(self.loss_weights)}"]
+
+
+class UncertaintyWeightedLoss(_Loss):
+    """Both losses weighted by their uncertainty, which is learned with the model.
+
+    With `s_r` and `s_c` the logarithms of the two tasks' variances, which start at 0:
+
+        loss = 0.5·(exp(-s_r)·MSE + s_r) + exp(-s_c)·cross-entropy + 0.5·s_c
+
+    Give the module's parameters to the optimizer beside the model's.
+
+    Source: Kendall, Gal and Cipolla, "Multi-Task Learning Using Uncertainty to Weigh Losses for
+    Scene Geometry and Semantics", CVPR 2018: equation 7, and equation 10 for a softmax.
+
+    Args:
+        class_weight: As in `CombinedLoss`; so are the other options.
+        ignore_index: As in `combined_loss`.
+        label_smoothing: As in `combined_loss`.
+        nan_targets: As in `combined_loss`.
+        empty: As in `combined_loss`.
+        reduction: As in `combined_loss`; under "none" every sample's loss holds both logarithms.
+        return_components: As in `combined_loss`: the two losses before weighting.
+        inplace_gradient: As in `combined_loss`.
+
+    Attributes:
+        regression_log_variance: s_r, a 0-d parameter.
+        classification_log_variance: s_c, a 0-d parameter.
+
+    Raises:
+        ValueError, TypeError: As `CombinedLoss`.
+    """
+
+    def __init__(self, **options: Unpack[FixedOptions]) -> None:
+        super().__init__(**options)
+        self.regression_log_variance = nn.Parameter(torch.zeros(()))
+        self.classification_log_variance = nn.Parameter(torch.zeros(()))
+
+    def forward(
+        self,
+        regression_output: Tensor,
+        classification_output: Tensor,
+        regression_targets: Tensor,
+        classification_targets: Tensor,
+        **batch: Unpack[BatchTensors],
+    ) -> Tensor | tuple[Tensor, Components]:
+        """The loss, or `(loss, components)`; arguments, shapes and errors as in `CombinedLoss`."""
+        s_r, s_c = self.regression_log_variance, self.classification_log_variance
+        result = combined_loss(
+            regression_output,
+            classification_output,
+            regression_targets,
+            classification_targets,
+            loss_weights=torch.stack((0.5 * torch.exp(-s_r), torch.exp(-s_c))),
+            **self._options(),
+            **batch,
+        )
+        penalty = 0.5 * (s_r + s_c)
+        if self.return_components:
+            loss, components = result
+            return loss + penalty, components
+        return result + penalty
 
 
 def _brief(value: object) -> str:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 REDUCTIONS = ("mean", "sum", "none")
+NAN_TARGETS = ("propagate", "ignore")
+EMPTY = ("nan", "zero")
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -23,7 +25,11 @@ class Components(NamedTuple):
 
 
 class LossTensors(NamedTuple):
-    """The tensors of one call. A head that is absent has None for its output and its targets."""
+    """The tensors of one call. A head that is absent has None for its output and its targets.
+
+    The mask and the two weights may come in any shape that broadcasts; `spread` brings them to the
+    shapes below, without a copy, before a backend sees them.
+    """
 
     regression_output: Tensor | None  # r: (N, *)
     classification_output: Tensor | None  # z: (N, C, d1, ...)
@@ -31,12 +37,33 @@ class LossTensors(NamedTuple):
     classification_targets: Tensor | None  # t: indices (N, d1, ...), or probabilities
     weights: Tensor | None = None  # () alpha, or (2,) (w_reg, w_cls); None: spec.weights
     class_weight: Tensor | None = None  # (C,)
+    class_mask: Tensor | None = None  # bool (N, C, d1, ...): False where a class is impossible
+    regression_weight: Tensor | None = None  # (N, *): of each squared error
+    classification_weight: Tensor | None = None  # (N, d1, ...): of each position's cross-entropy
+    regression_normalizer: Tensor | None = None  # (), in place of the denominator of "mean"
+    classification_normalizer: Tensor | None = None  # ()
 
     @property
     def probabilities(self) -> bool:
         """Whether the classification targets are probabilities rather than class indices."""
         targets = self.classification_targets
         return targets is not None and targets.is_floating_point()
+
+    def spread(self) -> LossTensors:
+        """The mask in the shape of the logits, each weight in that of what it weights: views."""
+        r, z = self.regression_output, self.classification_output
+        changes: dict[str, Tensor] = {}
+        if self.class_mask is not None and z is not None:
+            mask = self.class_mask
+            if mask.dim() == 1 and z.dim() > 2:  # (C,) of logits (N, C, d1, ...)
+                mask = mask.view(-1, *[1] * (z.dim() - 2))
+            changes["class_mask"] = mask.expand(z.shape)
+        if self.regression_weight is not None and r is not None:
+            changes["regression_weight"] = self.regression_weight.expand(r.shape)
+        if self.classification_weight is not None and z is not None:
+            positions = class_axis(z)[1]
+            changes["classification_weight"] = self.classification_weight.expand(positions)
+        return self._replace(**changes) if changes else self
 
 
 class Needs(NamedTuple):
@@ -66,9 +93,16 @@ class LossSpec:
     Attributes:
         reduction: "mean", "sum" or "none" (one value a sample).
         ignore_index: The class index whose positions are not labelled.
-        label_smoothing: ε in [0, 1]: the target becomes `(1-ε)·target + ε/C`.
+        label_smoothing: ε in [0, 1]: the target becomes `(1-ε)·target + ε/K` on the K classes that
+            the mask leaves, all C without one.
         weights: `(w_reg, w_cls)`; None where they travel as a tensor.
         per_position: "none" as `F.cross_entropy` has it: one value a position, (N, d1, ...).
+        nan_targets: "ignore": a regression target that is NaN is missing; "propagate": it is not.
+        empty: "nan" or "zero": the "mean" of a head in which nothing is labelled.
+        regression_normalizer: In place of the denominator of "mean"; None: the head's own, or a
+            tensor's.
+        classification_normalizer: The same for the other head.
+        inplace_gradient: Whether the logits' gradient is written over the logits.
     """
 
     reduction: str = "mean"
@@ -76,6 +110,11 @@ class LossSpec:
     label_smoothing: float = 0.0
     weights: tuple[float, float] | None = (0.5, 0.5)
     per_position: bool = False
+    nan_targets: str = "propagate"
+    empty: str = "nan"
+    regression_normalizer: float | None = None
+    classification_normalizer: float | None = None
+    inplace_gradient: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning.
@@ -84,9 +123,14 @@ class LossSpec:
             ValueError: A value outside its legal range.
             TypeError: A value of the wrong type.
         """
-        if self.reduction not in REDUCTIONS:
-            known = ", ".join(map(repr, REDUCTIONS))
-            raise ValueError(f"reduction must be one of {known}, got {self.reduction!r}")
+        _one_of("reduction", self.reduction, REDUCTIONS)
+        _one_of("nan_targets", self.nan_targets, NAN_TARGETS)
+        _one_of("empty", self.empty, EMPTY)
+        if not isinstance(self.inplace_gradient, bool):
+            raise TypeError(f"inplace_gradient must be a bool, got {self.inplace_gradient!r}")
+        for name in ("regression_normalizer", "classification_normalizer"):
+            if getattr(self, name) is not None:
+                normalizes_mean(name, self.reduction)
         if isinstance(self.ignore_index, bool) or not isinstance(self.ignore_index, int):
             raise TypeError(f"ignore_index must be an int, got {self.ignore_index!r}")
         if not -(1 << 63) <= self.ignore_index < 1 << 63:
@@ -97,9 +141,38 @@ class LossSpec:
             raise ValueError(f"label_smoothing must lie in [0, 1], got {self.label_smoothing}")
 
     @property
+    def ignores_nan(self) -> bool:
+        """Whether a regression target that is NaN is missing."""
+        return self.nan_targets == "ignore"
+
+    @property
+    def of_nothing(self) -> float:
+        """The "mean" of a head in which nothing is labelled."""
+        return 0.0 if self.empty == "zero" else float("nan")
+
+    @property
     def per_sample(self) -> bool:
         """Whether the loss has one value a sample or position, rather than one in all."""
         return self.reduction == "none"
+
+
+def _one_of(name: str, value: object, legal: tuple[str, ...]) -> None:
+    if value not in legal:
+        known = ", ".join(map(repr, legal))
+        raise ValueError(f"{name} must be one of {known}, got {value!r}")
+
+
+def normalizes_mean(name: str, reduction: str) -> None:
+    """Refuse a normalizer where there is no denominator.
+
+    Raises:
+        ValueError: The reduction is not "mean".
+    """
+    if reduction != "mean":
+        raise ValueError(
+            f'{name} replaces the denominator of reduction="mean", got reduction={reduction!r}: '
+            "leave one of them out"
+        )
 
 
 def accumulation_dtype(

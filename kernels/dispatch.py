@@ -76,15 +76,18 @@ def resolve(spec: LossSpec, tensors: LossTensors) -> str:
         RuntimeError: Triton was asked for where it cannot run; the message says what to do.
     """
     name = asked()
-    if name == "reference":
-        return name
-    refusal = _refusal(tensors)
-    if refusal is not None:
-        if name == "auto":
-            return "reference"
+    refusal = None if name == "reference" else _refusal(tensors)
+    if refusal is not None and name != "auto":
         raise NotImplementedError(
             f'backend("{name}") does not take {refusal}; use "auto" or "reference"'
         )
+    if refusal is not None or name == "reference":
+        if spec.inplace_gradient and _trains(tensors):
+            raise NotImplementedError(
+                "inplace_gradient=True needs a closed-form backend, and "
+                f'{refusal or "this call"} goes to backend("reference"): leave it at False'
+            )
+        return "reference"
     if name == "auto":
         proven = TRITON_PROVEN_ON_HARDWARE and _device(tensors).type == "cuda" and _has_triton()
         return "triton" if proven else "eager"
@@ -115,6 +118,11 @@ def transform() -> str | None:
     if torch.autograd.forward_ad._current_level >= 0:
         return "forward-mode differentiation"
     return None
+
+
+def _trains(tensors: LossTensors) -> bool:
+    logits = tensors.classification_output
+    return torch.is_grad_enabled() and logits is not None and logits.requires_grad
 
 
 def _device(tensors: LossTensors) -> torch.device:
@@ -171,16 +179,29 @@ def gradient_waits(spec: LossSpec, tensors: LossTensors) -> bool:
 
 
 def forward(backend: str, spec: LossSpec, tensors: LossTensors, needs: Needs) -> Outcome:
-    """Loss, components, and those gradients (for a `grad_output` of 1) that are needed."""
+    """Loss, components, and those gradients (for a `grad_output` of 1) that are needed.
+
+    Under `inplace_gradient` the logits' gradient is written over the logits.
+    """
     if backend == "reference":
         return Outcome(*reference.forward(spec, tensors), None, None)
     return _module(backend).forward(spec, tensors, needs)
 
 
+def reference_heads(spec: LossSpec, tensors: LossTensors) -> tuple[Tensor, Tensor]:
+    """Both losses on the reference backend, each with a graph of its own."""
+    regression, classification = reference.heads(spec, tensors)
+    return regression, classification
+
+
 def backward(
     backend: str, spec: LossSpec, tensors: LossTensors, needs: Needs, grad_output: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Both gradients for `grad_output`, from the inputs: for a gradient that waited."""
+    """Both gradients for `grad_output`, from the inputs: for a gradient that waited.
+
+    A head whose gradient is not needed is not looked at, but for the dtype and the number of
+    dimensions of its output.
+    """
     return _module(backend).gradients(spec, tensors, needs, grad_output)
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from fused_loss.kernels.eager_classification import Classification
-from fused_loss.kernels.eager_regression import regression
+from fused_loss.kernels.eager_regression import Regression
 from fused_loss.spec import LossSpec, LossTensors, Needs, Outcome, accumulation_dtype
 
 
@@ -50,20 +50,17 @@ def scale(gradients: list[Tensor], grad_output: Tensor, in_place: bool) -> list[
 
 
 def _run(spec: LossSpec, tensors: LossTensors, needs: Needs, upstream: Tensor | None) -> Outcome:
-    r, z, y, t, weights, class_weight = tensors
+    r, z = tensors.regression_output, tensors.classification_output
     dtype = accumulation_dtype(r, z)
-    one_sample = z is not None and z.dim() == 1 and spec.per_sample
-    w_reg, w_cls = _weights(spec, weights, dtype)
-    if upstream is not None:
+    w_reg, w_cls = _weights(spec, tensors.weights, dtype)
+    if upstream is not None:  # for the gradients alone
         upstream = upstream.to(dtype)
         w_reg, w_cls = w_reg * upstream, w_cls * upstream
     mse = ce = grad_r = grad_z = None
-    if r is not None and y is not None:
-        per_sample = spec.per_sample and not one_sample
-        mse, grad_r = regression(spec, r, y, needs.regression, dtype, w_reg, per_sample)
-    if z is not None and t is not None:
-        head = Classification(spec, z, t, needs.classification, class_weight, dtype)
-        ce, grad_z = head.run(w_cls)
+    if r is not None and (upstream is None or needs.regression):
+        mse, grad_r = Regression(spec, tensors, needs.regression, dtype).run(w_reg)
+    if z is not None and (upstream is None or needs.classification):
+        ce, grad_z = Classification(spec, tensors, needs.classification, dtype).run(w_cls)
     if mse is None or ce is None:  # cross_entropy or mse_loss alone: weight 1
         only = ce if mse is None else mse
         assert only is not None

@@ -46,3 +46,24 @@ def by_row(values: Any, dims: int) -> Any:
     if isinstance(values, Tensor) and values.dim() == 1:
         return values.view(-1, *[1] * (dims - 1))
     return values
+
+
+def number(
+    scalar: float | None, tensor: Tensor | None, dtype: torch.dtype, device: torch.device
+) -> Any:
+    """A normalizer as what may be divided by: a number that is not 0, or 0-d; None without one."""
+    if tensor is not None:
+        return in_dtype(tensor, dtype)
+    return torch.zeros((), dtype=dtype, device=device) if scalar == 0 else scalar
+
+
+def per_labelled(missing: Tensor, dtype: torch.dtype) -> Tensor:
+    """(N, *) bool -> (N,): how many elements of a sample are labelled, at least 1."""
+    return (~missing).flatten(1).sum(1).clamp(min=1).to(dtype)
+
+
+def mean_of(total: Tensor, denominator: Any, of_nothing: float) -> Tensor:
+    """total / denominator; where that is 0, and nothing labelled, the value for nothing."""
+    if isinstance(denominator, Tensor):
+        return torch.where(denominator == 0, of_nothing, total / denominator)
+    return total / denominator if denominator else total.new_full((), of_nothing)

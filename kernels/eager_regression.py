@@ -1,74 +1,146 @@
-"""The regression head of the eager backend: (r-y)², and its gradient 2·(r-y)."""
+"""The regression head of the eager backend: w·(r-y)², and its gradient 2·w·(r-y).
+
+An element whose target is missing adds nothing, to the denominator neither, and has gradient 0.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fused_loss.kernels.eager_blocks import REDUCTIONS, blocks, by_row, fits, in_dtype
-from fused_loss.spec import LossSpec
+from fused_loss.kernels.eager_blocks import (
+    REDUCTIONS,
+    blocks,
+    by_row,
+    fits,
+    in_dtype,
+    mean_of,
+    number,
+    per_labelled,
+)
+from fused_loss.spec import LossSpec, LossTensors
 
 mse_loss: Any = torch._C._nn.mse_loss  # without the wrapper, which costs as much as the operator
 
 
-def regression(
-    spec: LossSpec,
-    r: Tensor,
-    y: Tensor,
-    need: bool,
-    dtype: torch.dtype,
-    weight: Any,
-    per_sample: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Mean, sum or per-sample mean of (r-y)²; weight · its gradient, where that is needed."""
-    if per_sample:
-        columns = max(r[0].numel(), 1) if r.shape[0] else 1
-        scale = by_row(2.0 * weight / columns, r.dim())
-        errors, gradient = _squared_errors(r, y, need, dtype, scale)
-        return errors if errors.dim() < 2 else errors.flatten(1).sum(1) / columns, gradient
-    how = "sum" if spec.reduction == "sum" else "mean"
-    if fits(r):
-        return _short(how, r, y, need, dtype, weight)
-    divisor = 1 if how == "sum" else r.numel()
-    return _long(r, y, need, dtype, 2.0 * weight / divisor, divisor)
+class Regression:
+    """The regression head of one call: r and y (N, *), and what each element counts."""
 
+    def __init__(
+        self, spec: LossSpec, tensors: LossTensors, need: bool, dtype: torch.dtype
+    ) -> None:
+        r, y, logits = tensors.regression_output, tensors.regression_targets, tensors[1]
+        assert r is not None
+        assert y is not None
+        self.spec, self.r, self.y, self.need, self.dtype = spec, r, y, need, dtype
+        self.weight = tensors.regression_weight
+        one_sample = logits is not None and logits.dim() == 1  # logits (C,): all of r is one sample
+        self.per_sample = spec.per_sample and not one_sample
+        self.normalizer = number(
+            spec.regression_normalizer, tensors.regression_normalizer, dtype, r.device
+        )
 
-def _short(
-    how: str, r: Tensor, y: Tensor, need: bool, dtype: torch.dtype, weight: Any
-) -> tuple[Tensor, Tensor | None]:
-    """Mean or sum of what fits a block."""
-    wide, targets = in_dtype(r, dtype), in_dtype(y, dtype)
-    loss = mse_loss(wide, targets, REDUCTIONS[how])
-    if not need:
-        return loss, None
-    scale = 2.0 * weight / (max(r.numel(), 1) if how == "mean" else 1)
-    return loss, in_dtype((wide - targets) * scale, r.dtype)
+    def run(self, weight: Any) -> tuple[Tensor, Tensor | None]:
+        """The reduced loss; weight · its gradient, where that is needed."""
+        plain = self.weight is None and self.normalizer is None and not self.spec.ignores_nan
+        if plain and not self.per_sample and self.r.numel() and fits(self.r):
+            return self._short(weight)
+        denominator = self._denominator()
+        scale = self._scale(weight, denominator) if self.need else 0.0
+        gradient = torch.empty_like(self.r) if self.need else None
+        parts = []
+        for r, y, its_weight, out, its_scale in self._blocks(gradient, scale):
+            errors, finished = self._block(r, y, its_weight, its_scale)
+            if not self.per_sample:
+                errors = errors.sum()
+            elif errors.dim() > 1:
+                errors = errors.flatten(1).sum(1)
+            parts.append(errors)
+            if out is not None and finished is not None:
+                out.copy_(finished)
+        if self.per_sample:
+            return (parts[0] if len(parts) == 1 else torch.cat(parts)) / denominator, gradient
+        total = parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+        return self._reduced(total, denominator), gradient
 
+    def _short(self, weight: Any) -> tuple[Tensor, Tensor | None]:
+        """Mean or sum of what fits a block: every element counts 1."""
+        mean = self.spec.reduction != "sum"  # "none" of one sample is its mean
+        wide, targets = in_dtype(self.r, self.dtype), in_dtype(self.y, self.dtype)
+        loss = mse_loss(wide, targets, REDUCTIONS["mean" if mean else "sum"])
+        if not self.need:
+            return loss, None
+        scale = 2.0 * weight / (self.r.numel() if mean else 1)
+        return loss, in_dtype((wide - targets) * scale, self.r.dtype)
 
-def _long(
-    r: Tensor, y: Tensor, need: bool, dtype: torch.dtype, scale: Any, divisor: int
-) -> tuple[Tensor, Tensor | None]:
-    """The sum over all elements, block by block, divided by `divisor`."""
-    gradient = torch.empty_like(r) if need else None
-    if r.is_contiguous() and y.is_contiguous():
-        flat = r.view(-1), y.view(-1), None if gradient is None else gradient.view(-1)
-    else:
-        flat = r, y, gradient
-    sums = []
-    for r_block, y_block, out in blocks(*flat):
-        errors, finished = _squared_errors(r_block, y_block, need, dtype, scale)
-        sums.append(errors.sum())
-        if out is not None and finished is not None:
-            out.copy_(finished)
-    return torch.stack(sums).sum() / divisor, gradient
+    def _blocks(self, gradient: Tensor | None, scale: Any) -> Iterator[tuple[Any, ...]]:
+        """`(r, y, weight, gradient, scale)` in blocks: flat, where nothing forbids it."""
+        views = self.y, self.weight, gradient
+        present = self.r, *(view for view in views if view is not None)
+        if self.per_sample or not all(view.is_contiguous() for view in present):
+            return blocks(self.r, *views, scale)
+        flat = (None if view is None else view.view(-1) for view in views)
+        return blocks(self.r.view(-1), *flat, scale)
 
+    def _block(
+        self, r: Tensor, y: Tensor, weight: Tensor | None, scale: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """w·(r-y)² in the dtype of the sums, and scale·w·(r-y) in that of r."""
+        difference = in_dtype(r, self.dtype) - in_dtype(y, self.dtype)
+        pulled = difference if weight is None else difference * weight.to(self.dtype)
+        errors = pulled * difference
+        gradient = pulled * scale if self.need else None
+        if self.spec.ignores_nan:  # NaN · 0 is not 0
+            missing = y.isnan()
+            errors.masked_fill_(missing, 0.0)
+            if gradient is not None:
+                gradient = gradient.masked_fill_(missing, 0.0)
+        return errors, None if gradient is None else in_dtype(gradient, self.r.dtype)
 
-def _squared_errors(
-    r: Tensor, y: Tensor, need: bool, dtype: torch.dtype, scale: Any
-) -> tuple[Tensor, Tensor | None]:
-    """(r-y)² in `dtype`, and scale · (r-y) in that of r."""
-    difference = in_dtype(r, dtype) - in_dtype(y, dtype)
-    gradient = in_dtype(difference * scale, r.dtype) if need else None
-    return difference * difference, gradient
+    def _denominator(self) -> Any:
+        """What a sum of errors is divided by: a number or 0-d, or under "none" (N,)."""
+        r = self.r
+        if self.per_sample:
+            columns = max(r[0].numel(), 1) if r.shape[0] else 1
+            if not self.spec.ignores_nan or r.dim() < 2:
+                return columns
+            return per_labelled(self.y.isnan(), self.dtype)
+        if self.spec.reduction == "sum":
+            return 1
+        if self.normalizer is not None:
+            return self.normalizer
+        by_count = self.weight is None or self.spec.per_sample
+        if by_count and not self.spec.ignores_nan:
+            return max(r.numel(), 1) if self.spec.per_sample else r.numel()
+        total = sum(self._shares(y, w, by_count) for y, w in blocks(self.y, self.weight))
+        return total.clamp(min=1) if self.spec.per_sample else total
+
+    def _shares(self, y: Tensor, weight: Tensor | None, by_count: bool) -> Any:
+        """What the elements of a block add to the denominator, 0-d."""
+        missing = y.isnan() if self.spec.ignores_nan else None
+        if by_count or weight is None:
+            assert missing is not None
+            return (~missing).sum().to(self.dtype)
+        weight = weight.to(self.dtype)
+        return (weight if missing is None else weight.masked_fill(missing, 0.0)).sum()
+
+    def _scale(self, weight: Any, denominator: Any) -> Any:
+        """2 · d loss / d (an element's squared error): a number, 0-d, or (N, 1, ...)."""
+        if isinstance(denominator, Tensor):
+            scale = 2.0 * weight / denominator
+            if self.normalizer is None:  # nothing labelled: no gradient
+                scale = torch.where(denominator == 0, 0.0, scale)
+        elif self.normalizer is None:
+            scale = 2.0 * weight / max(denominator, 1)
+        else:
+            scale = 2.0 * weight / denominator
+        return by_row(scale, self.r.dim())
+
+    def _reduced(self, total: Tensor, denominator: Any) -> Tensor:
+        """The sum over all elements as the spec reduces it."""
+        if self.spec.reduction == "mean" and self.normalizer is None:
+            return mean_of(total, denominator, self.spec.of_nothing)
+        return total / denominator

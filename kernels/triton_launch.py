@@ -165,7 +165,7 @@ class _Call:
     """One call: both heads as the kernels see them, and the gradients to write."""
 
     def __init__(self, spec: LossSpec, tensors: LossTensors, needs: Needs) -> None:
-        r, z, y, t, self.weights, class_weight = tensors
+        r, z, y, t, self.weights, class_weight = tensors[:6]
         self.class_weight = None if class_weight is None else class_weight.contiguous()
         self.spec = spec
         self.dtype = accumulation_dtype(r, z)

@@ -14,7 +14,7 @@ FOLDERS |= {"export": "fused_loss.export", "bench": "fused_loss.bench"}
 ORDER = (
     {"spec"},
     {"checks", "kernels"},
-    {"autograd"},
+    {"autograd", "options"},
     {"functional"},
     {"modules"},
     {"export"},
