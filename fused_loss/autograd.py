@@ -60,7 +60,7 @@ class FusedLoss(torch.autograd.Function):
             components, weights, *kept = ctx.saved_tensors
             gradients[:2] = _output_gradients(ctx, kept, grad_output)
             if ctx.weights_need:
-                gradients[WEIGHTS] = _weights_gradient(components, weights, grad_output)
+                gradients[WEIGHTS] = kernels.weights_gradient(components, weights, grad_output)
         return None, None, None, *gradients
 
 
@@ -185,11 +185,3 @@ def _scaled(
         kept = [None if gradient is None else next(scaled) for gradient in kept]
     regression, classification = kept
     return regression, classification
-
-
-def _weights_gradient(components: Tensor, weights: Tensor, grad_output: Tensor) -> Tensor:
-    """d loss/d(w_reg, w_cls) = (mse, ce), and d loss/d alpha = mse - ce, summed over samples."""
-    pair = components * grad_output
-    if pair.dim() > 1:
-        pair = pair.flatten(1).sum(1)
-    return (pair if weights.dim() else pair[0] - pair[1]).to(weights.dtype)

@@ -180,6 +180,8 @@ def _run(
 ) -> tuple[Tensor, Tensor | None]:
     """The loss, and its components if they are wanted, on the backend that takes them."""
     backend = kernels.resolve(spec, tensors)
+    if backend == "triton" and torch.compiler.is_compiling():
+        return kernels.compiled(spec, tensors)
     differentiable = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (*tensors[:2], tensors.weights)
     )

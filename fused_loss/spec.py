@@ -191,6 +191,11 @@ def class_axis(logits: Tensor) -> tuple[int, tuple[int, ...]]:
     return logits.shape[1], (logits.shape[0], *logits.shape[2:])
 
 
+def loss_shape(spec: LossSpec, logits: Tensor) -> tuple[int, ...]:
+    """The shape of a loss over both heads: (), or (N,) under "none"."""
+    return (logits.shape[0],) if spec.per_sample and logits.dim() > 1 else ()
+
+
 def index_error(targets: Tensor, classes: int, ignore_index: int) -> IndexError | None:
     """The error that names the first class index outside [0, C); reads the values."""
     index = targets.long()

@@ -12,16 +12,19 @@ from fused_loss.kernels.dispatch import (
     scale,
     transform,
 )
+from fused_loss.kernels.ops import compiled, weights_gradient
 
 __all__ = [
     "BACKENDS",
     "asked",
     "backend",
     "backward",
+    "compiled",
     "forward",
     "gradient_waits",
     "reference_heads",
     "resolve",
     "scale",
     "transform",
+    "weights_gradient",
 ]

@@ -76,35 +76,36 @@ def resolve(spec: LossSpec, tensors: LossTensors) -> str:
         RuntimeError: Triton was asked for where it cannot run; the message says what to do.
     """
     name = asked()
-    refusal = None if name == "reference" else _refusal(tensors)
+    compiling = torch.compiler.is_compiling()
+    refusal = None if name == "reference" else _refusal(tensors, name, compiling)
     if refusal is not None and name != "auto":
         raise NotImplementedError(
             f'backend("{name}") does not take {refusal}; use "auto" or "reference"'
         )
-    if refusal is not None or name == "reference":
-        if spec.inplace_gradient and _trains(tensors):
-            raise NotImplementedError(
-                "inplace_gradient=True needs a closed-form backend, and "
-                f'{refusal or "this call"} goes to backend("reference"): leave it at False'
-            )
+    to_reference = refusal is not None or name == "reference"
+    if spec.inplace_gradient and (to_reference or compiling) and _trains(tensors):
+        where = refusal or ("a compiled graph" if compiling else 'backend("reference")')
+        raise NotImplementedError(f"inplace_gradient=True does not go with {where}: leave it out")
+    if to_reference:
         return "reference"
     if name == "auto":
-        proven = TRITON_PROVEN_ON_HARDWARE and _device(tensors).type == "cuda" and _has_triton()
-        return "triton" if proven else "eager"
-    if name == "triton":
+        return "triton" if _is_default(tensors) else "eager"
+    if name == "triton" and not compiling:
         _demand_triton(_device(tensors))
     return name
 
 
-def _refusal(tensors: LossTensors) -> str | None:
+def _refusal(tensors: LossTensors, name: str, compiling: bool) -> str | None:
     """What in this call the closed-form backends do not take, in words."""
-    if torch.compiler.is_compiling():
-        return "a graph under torch.compile"
-    around = transform()
-    if around is not None:
-        return around
-    if any(t is not None and type(t) not in (Tensor, Parameter) for t in tensors):
-        return "tensor subclasses"
+    if compiling:  # within a graph the kernels are one operator; see `ops`
+        if name == "eager" or (name == "auto" and not _is_default(tensors)):
+            return "a graph under torch.compile"
+    else:
+        around = transform()
+        if around is not None:
+            return around
+        if any(t is not None and type(t) not in (Tensor, Parameter) for t in tensors):
+            return "tensor subclasses"
     targets = tensors.regression_targets, tensors.classification_targets
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in targets):
         return "targets that require grad"
@@ -127,6 +128,11 @@ def _trains(tensors: LossTensors) -> bool:
 
 def _device(tensors: LossTensors) -> torch.device:
     return next(t for t in tensors if t is not None).device
+
+
+def _is_default(tensors: LossTensors) -> bool:
+    """Whether `auto` means the Triton kernels for these tensors."""
+    return TRITON_PROVEN_ON_HARDWARE and _device(tensors).type == "cuda" and _has_triton()
 
 
 def _has_triton() -> bool:

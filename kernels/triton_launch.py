@@ -1,8 +1,9 @@
 """Grids, blocks and buffers: everything between a checked call and a kernel.
 
 Beside the launch itself nothing but allocations and views reaches the dispatcher, and no value is
-read back from the device. One launch computes the loss and both gradients; class indices at more
-than COUNT_BOUND positions under "mean" cost a second one, before it, that counts the labels.
+read back from the device. One launch computes the loss and both gradients. Where "mean" divides by
+what only the targets or the weights tell, more than COUNT_BOUND of them cost a second one, before
+it, that counts both heads.
 """
 
 from __future__ import annotations
@@ -18,55 +19,14 @@ import triton.language as tl
 from torch import Tensor
 
 from fused_loss.kernels import layout
+from fused_loss.kernels.triton_counts import count_kernel
 from fused_loss.kernels.triton_per_sample import per_sample_kernel
-from fused_loss.kernels.triton_reduce import count_kernel, reduce_kernel
+from fused_loss.kernels.triton_reduce import reduce_kernel
 from fused_loss.kernels.triton_scale import scale_kernel
+from fused_loss.kernels.triton_table import BLOCK_M, COUNT_BOUND, COUNT_CHUNK, SCALE_BLOCK, tile
 from fused_loss.spec import LossSpec, LossTensors, Needs, Outcome, accumulation_dtype
 
-# --- the launch table (no figure here has been measured on hardware yet) --------------------------
-
-TILE = 2048  # elements of logits a program holds: 16 a thread at 4 warps
-STRIDED_TILE = 1024  # the same where classes are not adjacent in memory: an address an element
-STRIDED_BLOCK = 64  # and the columns of its blocks
-MOST_ROWS = 128  # of a tile: one a thread, since each holds a dozen addresses and sums
-BLOCK_MAX = 16384  # columns of float32 that are kept in registers, at 16 warps
-STREAM_BLOCK = 8192  # columns a block of a longer row
-BLOCK_M = 2048  # elements of the regression head a program takes at a time
-SCALE_BLOCK = 4096  # elements of a gradient that are scaled at a time
-COUNT_BOUND = 1 << 14  # positions whose labels each program counts itself: 128 KiB of int64
-COUNT_CHUNK = 1 << 13  # positions a program of the counting kernel
 INTERPRETER_PROCESSORS = 2
-
-
-class Tile(NamedTuple):
-    """The tiling of the logits: ROWS × BLOCK_C at a time, by `warps` warps."""
-
-    rows: int
-    block_c: int
-    one_block: bool
-    warps: int
-
-
-@functools.lru_cache(maxsize=1024)
-def tile(classes: int, adjacent: bool, plain: bool, itemsize: int) -> Tile:
-    """The tiling for rows of this length.
-
-    Args:
-        classes: C.
-        adjacent: Whether the classes of a row are adjacent in memory.
-        plain: Whether the targets are class indices, unweighted and unsmoothed; anything else keeps
-            a second value a class in registers.
-        itemsize: Bytes of a value in registers, 4 or 8.
-    """
-    width = (1 if plain else 2) * itemsize // 4  # registers an element, in float32s
-    room = width * (itemsize // 4) ** 2  # float64 takes the most for its arithmetic
-    longest = BLOCK_MAX // room if adjacent else STRIDED_BLOCK
-    block = triton.next_power_of_2(classes)
-    block_c = block if block <= longest else min(longest, STREAM_BLOCK // room)
-    held = (TILE if adjacent else STRIDED_TILE) // room
-    rows = min(MOST_ROWS, max(1, held // block_c))
-    warps = min(16, max(4, block_c * width // 1024))
-    return Tile(rows, block_c, block <= longest, warps)
 
 
 @functools.cache
@@ -79,9 +39,6 @@ def _processors(device: torch.device) -> int:
 def _programs(tiles: int, warps: int, device: torch.device) -> int:
     """One wave of resident programs at the most: each walks its tiles in a loop."""
     return max(1, min(tiles, _processors(device) * max(1, 32 // warps)))
-
-
-# --- the backend ----------------------------------------------------------------------------------
 
 
 def interpreted() -> bool:
@@ -101,7 +58,7 @@ def gradients(
     spec: LossSpec, tensors: LossTensors, needs: Needs, grad_output: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
     """Both gradients for `grad_output`, () or (N,), computed from the inputs."""
-    call = _Call(spec, tensors, needs)
+    call = _Call(spec, tensors, needs, deferred=True)
     call.run(None, None, grad_output)
     return call.r_grad, call.z_grad
 
@@ -161,45 +118,82 @@ def _ticket(device: torch.device) -> Tensor:
     return ticket
 
 
+class Denominator(NamedTuple):
+    """Where the denominator of a head comes from, as `reduce_kernel` has it."""
+
+    kind: str = "number"  # or "tensor", "own", "counted"
+    number: float = 1.0
+    tensor: Tensor | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether it is known before a target or a weight is read."""
+        return self.kind in ("number", "tensor")
+
+
 class _Call:
     """One call: both heads as the kernels see them, and the gradients to write."""
 
-    def __init__(self, spec: LossSpec, tensors: LossTensors, needs: Needs) -> None:
-        r, z, y, t, self.weights, class_weight = tensors[:6]
-        self.class_weight = None if class_weight is None else class_weight.contiguous()
-        self.spec = spec
+    def __init__(
+        self, spec: LossSpec, tensors: LossTensors, needs: Needs, deferred: bool = False
+    ) -> None:
+        r, z = tensors.regression_output, tensors.classification_output
+        self.spec, self.tensors = spec, tensors
         self.dtype = accumulation_dtype(r, z)
         self.one_sample = z is not None and z.dim() == 1
+        self.class_weight: Tensor | None = None
         self.r_grad: Tensor | None = None
         self.z_grad: Tensor | None = None
-        self.r = self.y = self.r_out = layout.Matrix(None)
-        self.z = self.t = self.z_out = layout.Rows(None)
-        if r is not None and y is not None:
-            self._regression(r, y, needs.regression)
+        self.z_home: Tensor | None = None  # where the gradient belongs, if it is written elsewhere
+        self.r = self.y = self.r_out = self.element_weight = layout.Matrix(None)
+        self.z = self.t = self.z_out = self.class_mask = layout.Rows(None)
+        self.position_weight = layout.Rows(None)
+        if r is not None and (needs.regression or not deferred):
+            self._regression(r, needs.regression)
             self.device = r.device
-        if z is not None and t is not None:
-            self._classification(z, t, needs.classification)
+        if z is not None and (needs.classification or not deferred):
+            self._classification(z, needs.classification)
             self.device = z.device
-        self.soft = tensors.probabilities
-        self.smooth = z is not None and spec.label_smoothing > 0
+        self.elements = self.r.rows * self.r.columns
         self.positions = self.z.samples * self.z.positions
+        self.soft = self.z.tensor is not None and tensors.probabilities
+        self.smooth = self.z.tensor is not None and spec.label_smoothing > 0
         between_rows = self.z.stride_s if self.z.positions > 1 else self.z.stride_n
         adjacent = self.z.stride_c == 1 or self.z.stride_c < between_rows
-        plain = not (self.soft or self.smooth or self.class_weight is not None)
-        self.tile = tile(self.z.classes, adjacent, plain, self.dtype.itemsize)
+        targets = self.soft or self.smooth or self.class_weight is not None
+        values = 1 + targets + (self.class_mask.tensor is not None)
+        self.tile = tile(self.z.classes, adjacent, values, self.dtype.itemsize)
 
-    def _regression(self, r: Tensor, y: Tensor, need: bool) -> None:
+    def _regression(self, r: Tensor, need: bool) -> None:
+        y, weight = self.tensors.regression_targets, self.tensors.regression_weight
+        assert y is not None
         self.r_grad = layout.gradient_like(r, merged=1) if need else None
         out = r if self.r_grad is None else self.r_grad
         if self.one_sample and self.spec.per_sample:  # (C,): all of r is one sample
             r, y, out = r[None], y[None], out[None]
+            weight = None if weight is None else weight[None]
         self.r, self.y, self.r_out = layout.matrix(r), layout.matrix(y), layout.matrix(out)
+        if weight is not None:
+            self.element_weight = layout.matrix(weight)
 
-    def _classification(self, z: Tensor, t: Tensor, need: bool) -> None:
-        self.z_grad = layout.gradient_like(z, merged=2) if need else None
+    def _classification(self, z: Tensor, need: bool) -> None:
+        t, class_weight = self.tensors.classification_targets, self.tensors.class_weight
+        mask, weight = self.tensors.class_mask, self.tensors.classification_weight
+        assert t is not None
+        self.class_weight = None if class_weight is None else class_weight.contiguous()
         self.z = layout.rows(z)
-        self.z_out = self.z if self.z_grad is None else layout.rows(self.z_grad)
+        self.z_out = self.z
+        if need and self.spec.inplace_gradient:
+            self.z_grad = z.detach()
+            self.z_home = None if self.z.tensor is z else self.z_grad
+        elif need:
+            self.z_grad = layout.gradient_like(z, merged=2)
+            self.z_out = layout.rows(self.z_grad)
         self.t = layout.rows(t) if t.is_floating_point() else layout.index_rows(t)
+        if mask is not None:
+            self.class_mask = layout.rows(mask.view(torch.uint8))
+        if weight is not None:
+            self.position_weight = layout.index_rows(weight)
 
     def outputs(self) -> tuple[Tensor, Tensor | None]:
         """Uninitialised loss and components."""
@@ -228,19 +222,27 @@ class _Call:
             self._per_sample(arguments, grad_output)
         else:
             self._reduce(arguments)
+        if self.z_home is not None:
+            assert self.z.tensor is not None
+            self.z_home.copy_(self.z.tensor)
 
     def _arguments(self) -> dict[str, Any]:
         """What both kernels take: the heads, the weights and the options."""
-        weights = self.weights
+        weights = self.tensors.weights
         kind = "scalars" if weights is None else "pair" if weights.dim() else "alpha"
         w_reg, w_cls = self.spec.weights or (1.0, 1.0)
+        position_weight = self.position_weight.arguments("position_weight")
+        del position_weight["position_weight_stride_c"]
         return {
             **self.r.arguments("r"),
             **self.y.arguments("y"),
             **self.r_out.arguments("r_grad"),
+            **self.element_weight.arguments("element_weight"),
             **self.z.arguments("z"),
             **self.t.arguments("t"),
             **self.z_out.arguments("z_grad"),
+            **self.class_mask.arguments("class_mask"),
+            **position_weight,
             "D": self.r.columns,
             "S": self.z.positions,
             "C": self.z.classes,
@@ -254,28 +256,37 @@ class _Call:
             "HAS_REGRESSION": self.r.tensor is not None,
             "HAS_CLASSIFICATION": self.z.tensor is not None,
             "WEIGHTS": kind,
-            "SOFT": self.soft,
-            "HAS_WEIGHT": self.class_weight is not None,
+            **self._options(),
             "SMOOTH": self.smooth,
             "GRAD_R": self.r_grad is not None,
             "GRAD_Z": self.z_grad is not None,
+            "INPLACE": self.z_grad is not None and self.spec.inplace_gradient,
             "ONE_BLOCK": self.tile.one_block,
             "BLOCK_C": self.tile.block_c,
-            "ACC": self._acc(),
+        }
+
+    def _options(self) -> dict[str, Any]:
+        """What every kernel that reads targets is told of them."""
+        return {
+            "SOFT": self.soft,
+            "HAS_WEIGHT": self.class_weight is not None,
+            "HAS_MASK": self.class_mask.tensor is not None,
+            "HAS_POSITION_WEIGHT": self.position_weight.tensor is not None,
+            "HAS_ELEMENT_WEIGHT": self.element_weight.tensor is not None,
+            "IGNORE_NAN": self.r.tensor is not None and self.spec.ignores_nan,
+            "ACC": tl.float64 if self.dtype == torch.float64 else tl.float32,
         }
 
     def _reduce(self, arguments: dict[str, Any]) -> None:
-        elements = self.r.rows * self.r.columns
         n_cls = n_reg = 0
         if self.z.tensor is not None:
             tiles = triton.cdiv(self.positions, self.tile.rows)
             n_cls = _programs(tiles, self.tile.warps, self.device)
         if self.r.tensor is not None:
-            n_reg = _programs(triton.cdiv(elements, BLOCK_M), self.tile.warps, self.device)
-        mean = self.spec.reduction == "mean"
-        counts = mean and self.z_grad is not None and not self.soft
+            n_reg = _programs(triton.cdiv(self.elements, BLOCK_M), self.tile.warps, self.device)
         ticket = _ticket(self.device)
-        counted = self._count(ticket) if counts and self.positions > COUNT_BOUND else None
+        flat = all(m.tensor is None or m.flat for m in self._matrices())
+        regression, classification = self._denominators(ticket, flat)
         launch(
             reduce_kernel,
             n_cls + n_reg,
@@ -284,42 +295,110 @@ class _Call:
             **arguments,
             partials_ptr=self._empty(2, n_cls + n_reg),
             ticket_ptr=ticket,
-            denominator_ptr=counted,
+            r_denominator_ptr=regression.tensor,
+            z_denominator_ptr=classification.tensor,
             n_cls=n_cls,
-            elements=elements,
+            elements=self.elements,
             positions=self.positions,
-            MEAN=mean,
-            COUNTED=counted is not None,
-            FLAT=self.r.flat and self.y.flat and self.r_out.flat,
+            r_denominator=regression.number,
+            z_denominator=classification.number,
+            of_nothing=self.spec.of_nothing,
+            R_DENOMINATOR=regression.kind,
+            Z_DENOMINATOR=classification.kind,
+            FLAT=flat and self.r.tensor is not None,
             ROWS=self.tile.rows,
             BLOCK_M=BLOCK_M,
         )
 
-    def _count(self, ticket: Tensor) -> Tensor:
-        """The denominator of "mean", in a launch of its own."""
-        programs = triton.cdiv(self.positions, COUNT_CHUNK)
-        denominator = self._empty()
+    def _matrices(self) -> tuple[layout.Matrix, ...]:
+        return self.r, self.y, self.r_out, self.element_weight
+
+    def _denominators(self, ticket: Tensor, flat: bool) -> tuple[Denominator, Denominator]:
+        """Of both heads; those that a launch of their own has to find are counted here."""
+        spec, tensors = self.spec, self.tensors
+        by_weight = self.element_weight.tensor is not None or spec.ignores_nan
+        r = self._denominator(
+            self.r.tensor,
+            spec.regression_normalizer,
+            tensors.regression_normalizer,
+            None if by_weight else self.elements,
+        )
+        by_weight = not self.soft or self.position_weight.tensor is not None
+        z = self._denominator(
+            self.z.tensor,
+            spec.classification_normalizer,
+            tensors.classification_normalizer,
+            None if by_weight else self.positions,
+        )
+        count_r = not r.known and self.r_grad is not None and self.elements > COUNT_BOUND
+        count_z = not z.known and self.z_grad is not None and self.positions > COUNT_BOUND
+        if count_r or count_z:
+            counted = self._count(ticket, flat, count_r, count_z)
+            r = Denominator("counted", tensor=counted[0]) if count_r else r
+            z = Denominator("counted", tensor=counted[1]) if count_z else z
+        return r, z
+
+    def _denominator(
+        self, output: Tensor | None, number: float | None, tensor: Tensor | None, count: int | None
+    ) -> Denominator:
+        """Of a head: the caller's, the `count` of what is labelled, or for the kernel to find."""
+        if output is None or self.spec.reduction == "sum":
+            return Denominator()
+        if tensor is not None:
+            return Denominator("tensor", tensor=tensor)
+        if number is not None:
+            return Denominator(number=number)
+        if count is None:
+            return Denominator("own")
+        nothing = 1 if self.spec.empty == "zero" else 0  # 0/1 or 0/0
+        return Denominator(number=float(count or nothing))
+
+    def _count(self, ticket: Tensor, flat: bool, count_r: bool, count_z: bool) -> Tensor:
+        """Both denominators of "mean", (2,), in a launch of their own."""
+        n_cls = triton.cdiv(self.positions, COUNT_CHUNK) if count_z else 0
+        n_reg = triton.cdiv(self.elements, COUNT_CHUNK) if count_r else 0
+        denominators = self._empty(2)
         launch(
             count_kernel,
-            programs,
+            n_cls + n_reg,
             self.device,
             warps=4,
-            denominator_ptr=denominator,
-            partials_ptr=self._empty(programs),
+            denominators_ptr=denominators,
+            partials_ptr=self._empty(n_cls + n_reg),
             ticket_ptr=ticket,
             t_ptr=self.t.tensor,
-            class_weight_ptr=self.class_weight,
-            positions=self.positions,
-            chunk=COUNT_CHUNK,
-            S=self.z.positions,
-            C=self.z.classes,
             t_stride_n=self.t.stride_n,
             t_stride_s=self.t.stride_s,
+            position_weight_ptr=self.position_weight.tensor,
+            position_weight_stride_n=self.position_weight.stride_n,
+            position_weight_stride_s=self.position_weight.stride_s,
+            class_weight_ptr=self.class_weight,
+            **self.y.arguments("y"),
+            **self.element_weight.arguments("element_weight"),
+            n_cls=n_cls,
+            chunk=COUNT_CHUNK,
+            positions=self.positions,
+            elements=self.elements,
+            S=self.z.positions,
+            C=self.z.classes,
+            D=self.r.columns,
             ignore_index=self.spec.ignore_index,
-            HAS_WEIGHT=self.class_weight is not None,
-            ACC=self._acc(),
+            **self._options_of_counting(count_r, count_z),
+            FLAT=flat and count_r,
         )
-        return denominator
+        return denominators
+
+    def _options_of_counting(self, count_r: bool, count_z: bool) -> dict[str, Any]:
+        """The options of the heads that are counted: others would compile the same code again."""
+        options = self._options()
+        del options["HAS_MASK"]
+        for name in ("SOFT", "HAS_WEIGHT", "HAS_POSITION_WEIGHT"):
+            options[name] = options[name] and count_z
+        for name in ("HAS_ELEMENT_WEIGHT", "IGNORE_NAN"):
+            options[name] = options[name] and count_r
+        if options["SOFT"]:
+            options["HAS_WEIGHT"] = False
+        return {**options, "COUNT_R": count_r, "COUNT_Z": count_z}
 
     def _per_sample(self, arguments: dict[str, Any], grad_output: Tensor | None) -> None:
         samples = self._samples()
@@ -347,9 +426,6 @@ class _Call:
         if self.spec.per_position:
             return self.positions
         return self.r.rows if self.z.tensor is None else self.z.samples
-
-    def _acc(self) -> tl.dtype:
-        return tl.float64 if self.dtype == torch.float64 else tl.float32
 
     def _empty(self, *shape: int) -> Tensor:
         """Scratch in the dtype of the sums."""

@@ -1,6 +1,8 @@
 """The kernel of reduction "none": one loss a sample, and the gradient for a `grad_output` (N,).
 
-    loss[n] = w_reg · Σ_d (r-y)² / D + w_cls · Σ_s rows / L[n]    L[n]: labelled positions of n
+    loss[n] = w_reg · Σ_d w·(r-y)² / M[n] + w_cls · Σ_s w·rows / L[n]
+
+M[n] and L[n] count what is labelled in the sample, 1 where nothing is; weights do not enter them.
 
 With one position a sample (logits (N, C), and `cross_entropy` per position) a program takes tiles
 of ROWS samples. With more it takes one sample at a time and walks its positions in tiles of ROWS.
@@ -13,8 +15,9 @@ the two together: 3·N·C·b.
 import triton
 import triton.language as tl
 
-from fused_loss.kernels.triton_reduce import error_tile, head_weights
-from fused_loss.kernels.triton_tiles import count_labels, divide, row_tile
+from fused_loss.kernels.triton_counts import count_labels
+from fused_loss.kernels.triton_math import divide, element_of, head_weights
+from fused_loss.kernels.triton_tiles import error_tile, row_tile
 
 
 @triton.jit
@@ -27,9 +30,12 @@ def per_sample_kernel(
     r_ptr,  # (N, D)
     y_ptr,
     r_grad_ptr,
+    element_weight_ptr,
     z_ptr,  # (n, C, S)
     t_ptr,
     z_grad_ptr,
+    class_mask_ptr,
+    position_weight_ptr,
     samples,  # N: n, or n·S where each position is a sample
     D,
     r_stride_n,
@@ -38,6 +44,8 @@ def per_sample_kernel(
     y_stride_d,
     r_grad_stride_n,
     r_grad_stride_d,
+    element_weight_stride_n,
+    element_weight_stride_d,
     S,
     C,
     z_stride_n,
@@ -49,6 +57,11 @@ def per_sample_kernel(
     t_stride_n,
     t_stride_c,
     t_stride_s,
+    class_mask_stride_n,
+    class_mask_stride_c,
+    class_mask_stride_s,
+    position_weight_stride_n,
+    position_weight_stride_s,
     grad_output_inner,
     grad_output_stride_n,
     grad_output_stride_s,
@@ -63,9 +76,14 @@ def per_sample_kernel(
     WEIGHTS: tl.constexpr,
     SOFT: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    HAS_POSITION_WEIGHT: tl.constexpr,
+    HAS_ELEMENT_WEIGHT: tl.constexpr,
+    IGNORE_NAN: tl.constexpr,
     SMOOTH: tl.constexpr,
     GRAD_R: tl.constexpr,
     GRAD_Z: tl.constexpr,
+    INPLACE: tl.constexpr,
     DEFERRED: tl.constexpr,
     ONE_BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
@@ -75,28 +93,34 @@ def per_sample_kernel(
     ACC: tl.constexpr,
 ):
     """See the module's docstring."""
+    r = (r_ptr, r_stride_n, r_stride_d)
+    y = (y_ptr, y_stride_n, y_stride_d)
+    r_grad = (r_grad_ptr, r_grad_stride_n, r_grad_stride_d)
+    element_weight = (element_weight_ptr, element_weight_stride_n, element_weight_stride_d)
+    z = (z_ptr, z_stride_n, z_stride_c, z_stride_s)
+    t = (t_ptr, t_stride_n, t_stride_c, t_stride_s)
+    z_grad = (z_grad_ptr, z_grad_stride_n, z_grad_stride_c, z_grad_stride_s)
+    class_mask = (class_mask_ptr, class_mask_stride_n, class_mask_stride_c, class_mask_stride_s)
+    position_weight = (position_weight_ptr, position_weight_stride_n, 0, position_weight_stride_s)
     reg, cls = head_weights(weights_ptr, weights_stride, w_reg, w_cls, WEIGHTS, ACC)
-    keep = tl.full([], 1.0 - smoothing, ACC)
-    even = divide(tl.full([], smoothing, ACC), tl.full([], C, ACC), ACC)
     for group in range(tl.program_id(0), tl.cdiv(samples, SAMPLES), tl.num_programs(0)):
         n = tl.full([], group, tl.int64) * SAMPLES + tl.arange(0, SAMPLES)  # (SAMPLES,)
         inside = n < samples
         upstream = tl.full([SAMPLES], 1.0, ACC)
         if DEFERRED:
-            at = (n // grad_output_inner) * grad_output_stride_n
-            at += (n % grad_output_inner) * grad_output_stride_s
-            upstream = tl.load(grad_output_ptr + at, mask=inside, other=0.0).to(ACC)
+            step = (n // grad_output_inner) * grad_output_stride_n
+            step += (n % grad_output_inner) * grad_output_stride_s
+            upstream = tl.load(grad_output_ptr + step, mask=inside, other=0.0).to(ACC)
         ce = tl.zeros([SAMPLES], ACC)
         mse = tl.zeros([SAMPLES], ACC)
 
         if HAS_CLASSIFICATION:
             if ONE_POSITION:
-                ce, _ = row_tile(
-                    z_ptr, t_ptr, z_grad_ptr, class_weight_ptr, n, inside, cls * upstream, S, C,
-                    z_stride_n, z_stride_c, z_stride_s,
-                    z_grad_stride_n, z_grad_stride_c, z_grad_stride_s,
-                    t_stride_n, t_stride_c, t_stride_s, ignore_index, keep, even,
-                    SOFT, HAS_WEIGHT, SMOOTH, GRAD_Z, ONE_BLOCK, BLOCK_C, ACC,
+                ce, ce_share = row_tile(
+                    z, t, z_grad, class_mask, position_weight, class_weight_ptr, n, inside,
+                    cls * upstream, S, C, ignore_index, smoothing,
+                    SOFT, HAS_WEIGHT, HAS_MASK, HAS_POSITION_WEIGHT, SMOOTH, GRAD_Z, INPLACE,
+                    ONE_BLOCK, BLOCK_C, ACC,
                 )  # fmt: skip
             else:
                 first = tl.full([], group, tl.int64) * S
@@ -104,38 +128,43 @@ def per_sample_kernel(
                     labels = tl.full([], S, ACC)
                 else:
                     labels = count_labels(
-                        t_ptr, class_weight_ptr, first, first + S, S, t_stride_n, t_stride_s, C,
-                        ignore_index, False, 1024, ACC,
+                        t, position_weight, class_weight_ptr, first, first + S, S, C, ignore_index,
+                        SOFT, False, False, 1024, ACC,
                     )  # fmt: skip
                 labels = tl.maximum(labels, 1.0)
                 scale = tl.sum(divide(cls * upstream, labels + tl.zeros([SAMPLES], ACC), ACC), 0)
                 losses = tl.zeros([ROWS], ACC)
                 for start in range(0, S, ROWS):
                     s = start + tl.arange(0, ROWS)
-                    tile_losses, _ = row_tile(
-                        z_ptr, t_ptr, z_grad_ptr, class_weight_ptr, first + s, s < S,
-                        scale + tl.zeros([ROWS], ACC), S, C,
-                        z_stride_n, z_stride_c, z_stride_s,
-                        z_grad_stride_n, z_grad_stride_c, z_grad_stride_s,
-                        t_stride_n, t_stride_c, t_stride_s, ignore_index, keep, even,
-                        SOFT, HAS_WEIGHT, SMOOTH, GRAD_Z, ONE_BLOCK, BLOCK_C, ACC,
+                    tile_losses, tile_shares = row_tile(
+                        z, t, z_grad, class_mask, position_weight, class_weight_ptr, first + s,
+                        s < S, scale + tl.zeros([ROWS], ACC), S, C, ignore_index, smoothing,
+                        SOFT, HAS_WEIGHT, HAS_MASK, HAS_POSITION_WEIGHT, SMOOTH, GRAD_Z, INPLACE,
+                        ONE_BLOCK, BLOCK_C, ACC,
                     )  # fmt: skip
                     losses += tile_losses
                 ce += divide(tl.sum(losses, 0), labels, ACC)
 
         if HAS_REGRESSION:
-            columns = tl.maximum(tl.full([], D, ACC), 1.0)
-            scale = divide(reg * upstream, columns + tl.zeros([SAMPLES], ACC), ACC)
+            columns = tl.full([SAMPLES], D, ACC)
+            if IGNORE_NAN:
+                columns = tl.zeros([SAMPLES], ACC)
+                for start in range(0, D, BLOCK_D):
+                    d = start + tl.arange(0, BLOCK_D)[None, :].to(tl.int64)
+                    at = element_of(y, n[:, None] * D + d, D, False)
+                    target = tl.load(at, mask=inside[:, None] & (d < D), other=float("nan"))
+                    columns += tl.sum((target == target).to(ACC), 1)
+            columns = tl.maximum(columns, 1.0)
+            scale = divide(reg * upstream, columns, ACC)
             for start in range(0, D, BLOCK_D):
                 d = start + tl.arange(0, BLOCK_D)[None, :].to(tl.int64)
                 mask = inside[:, None] & (d < D)
-                squared = error_tile(
-                    r_ptr, y_ptr, r_grad_ptr, n[:, None] * D + d, mask, D,
-                    r_stride_n, r_stride_d, y_stride_n, y_stride_d,
-                    r_grad_stride_n, r_grad_stride_d, scale[:, None], False, GRAD_R, ACC,
+                squared, present = error_tile(
+                    r, y, r_grad, element_weight, n[:, None] * D + d, mask, D, scale[:, None],
+                    HAS_ELEMENT_WEIGHT, IGNORE_NAN, False, GRAD_R, ACC,
                 )  # fmt: skip
                 mse += tl.sum(squared, 1)
-            mse = divide(mse, columns + tl.zeros([SAMPLES], ACC), ACC)
+            mse = divide(mse, columns, ACC)
 
         if not DEFERRED:
             if HAS_REGRESSION and HAS_CLASSIFICATION:

@@ -7,7 +7,7 @@ leaves at once and moves no memory; otherwise it reads and writes each gradient 
 import triton
 import triton.language as tl
 
-from fused_loss.kernels.triton_tiles import rounded
+from fused_loss.kernels.triton_math import rounded
 
 
 @triton.jit

@@ -1,17 +1,19 @@
-"""The arithmetic that both kernels share: a tile of rows of logits, and a count of labels.
+"""The arithmetic that both kernels share: a tile of rows of logits, a tile of squared errors.
 
-For a row of logits z with maximum m and `s = Σ_c exp(z_c - m)`, and smoothed, class-weighted
-targets `q'_c = w_c · ((1-ε)·target_c + ε/C)` of mass `A = Σ_c q'_c`:
+For a row of logits z with maximum m and `s = Σ_c exp(z_c - m)`, both over the K possible classes,
+and smoothed, class-weighted targets `q'_c = w_c · ((1-ε)·target_c + ε/K)` of mass `A = Σ_c q'_c`:
 
     loss      = -Σ_c q'_c · log p_c = A · log s - Σ_c q'_c · (z_c - m)
-    d loss/dz = A · exp(z - m) / s - q'
+    d loss/dz = A · exp(z - m) / s - q'       0 for an impossible class
 
 For a class index t without smoothing `q'` is `w_t` at t and 0 elsewhere. Both terms of the loss are
-of one sign, so nothing cancels.
+of one sign, so nothing cancels. An impossible class has z = -inf, and with a mask `0 · log 0 = 0`;
+a target on one gives +inf. Where no class is possible, log s counts as 0.
 
 A row that fits one block (`ONE_BLOCK`) is read once and kept in registers until its gradient is
 written: 2·C·b bytes. A longer row is read block after block with a running (m, s), then read again,
-from the L2 cache where it fits, for the gradient: 3·C·b bytes, 2 of them from memory.
+from the L2 cache where it fits, for the gradient: 3·C·b bytes, 2 of them from memory. A mask adds a
+byte a class, each time the row is read.
 
 A position p = n·S + s of logits (N, C, S) lies at n·stride_n + s·stride_s; S is 1 for (N, C).
 """
@@ -19,71 +21,26 @@ A position p = n·S + s of logits (N, C, S) lies at n·stride_n + s·stride_s; S
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def divide(a, b, ACC: tl.constexpr):
-    """a / b, correctly rounded."""
-    if ACC == tl.float32:
-        return tl.math.div_rn(a, b)
-    else:
-        return a / b
-
-
-@triton.jit
-def rounded(x, ptr):
-    """x in the dtype that `ptr` holds; float64 reaches bfloat16 by float32."""
-    if (x.dtype == tl.float64) & (ptr.dtype.element_ty == tl.bfloat16):
-        x = x.to(tl.float32)
-    return x.to(ptr.dtype.element_ty)
-
-
-@triton.jit
-def count_labels(
-    t_ptr,  # class indices at n·t_stride_n + s·t_stride_s
-    w_ptr,  # (C,) class weights
-    first,
-    last,  # positions [first, last)
-    S,
-    t_stride_n,
-    t_stride_s,
-    C,
-    ignore_index,
-    HAS_WEIGHT: tl.constexpr,
-    BLOCK: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    """Σ class_weight[t] over the labelled positions of [first, last), or their number."""
-    total = tl.zeros([BLOCK], ACC)
-    for start in range(first, last, BLOCK):
-        p = start + tl.arange(0, BLOCK).to(tl.int64)
-        inside = p < last
-        t = tl.load(t_ptr + (p // S) * t_stride_n + (p % S) * t_stride_s, mask=inside, other=0)
-        t = t.to(tl.int64)
-        labelled = inside & (t != ignore_index)
-        if HAS_WEIGHT:
-            legal = labelled & (t >= 0) & (t < C)
-            total += tl.load(w_ptr + t, mask=legal, other=0.0).to(ACC)
-        else:
-            total += labelled.to(ACC)
-    return tl.sum(total, 0)
+from fused_loss.kernels.triton_math import divide, element_of, rounded, row_of
 
 
 @triton.jit
 def class_targets(
-    q_ptr,  # (ROWS, 1) start of each row's probabilities
+    q_row,  # (ROWS, 1) start of each row's probabilities
     c,  # (1, BLOCK_C) classes
     mask,  # (ROWS, BLOCK_C)
+    possible,  # (ROWS, BLOCK_C), or `mask` where every class is
     w,  # (1, BLOCK_C) class weights, 1 where there are none
     q_stride_c,
-    keep,
-    even,
+    keep,  # 1-ε
+    even,  # (ROWS, 1) ε/K
     SMOOTH: tl.constexpr,
     ACC: tl.constexpr,
 ):
     """q' of probability targets, (ROWS, BLOCK_C); 0 outside the row."""
-    q = tl.load(q_ptr + c * q_stride_c, mask=mask, other=0.0).to(ACC)
+    q = tl.load(q_row + c * q_stride_c, mask=mask, other=0.0).to(ACC)
     if SMOOTH:
-        q = q * keep + even
+        q = q * keep + tl.where(possible, even, 0.0)
     return tl.where(mask, q * w, 0.0)
 
 
@@ -97,80 +54,116 @@ def class_weights(w_ptr, c, C, HAS_WEIGHT: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit
+def possible_classes(m_row, m_stride_c, c, mask, HAS_MASK: tl.constexpr):
+    """Which classes c of each row are possible, (ROWS, BLOCK_C); `mask` where all are."""
+    if HAS_MASK:
+        return mask & (tl.load(m_row + c * m_stride_c, mask=mask, other=0) != 0)
+    else:
+        return mask
+
+
+@triton.jit
+def weighted_logits(q, centred, mask, HAS_MASK: tl.constexpr):
+    """Σ_c q·(z - shift), (ROWS,); with a mask of classes, 0 · log 0 = 0."""
+    if HAS_MASK:
+        mask = mask & ((q != 0.0) | (centred != float("-inf")))
+    return tl.sum(tl.where(mask, q * centred, 0.0), 1)
+
+
+@triton.jit
 def row_tile(
-    z_ptr,
-    t_ptr,  # class indices, or probabilities in the shape of z
-    g_ptr,  # gradient, written where GRAD
-    w_ptr,
+    z,  # (pointer, stride n, stride c, stride s), as all that follow
+    t,  # class indices, or probabilities in the shape of z
+    g,  # gradient, written where GRAD
+    class_mask,
+    position_weight,
+    w_ptr,  # (C,) class weights
     p,  # (ROWS,) positions, int64
     inside,  # (ROWS,) bool: p < the number of positions
-    scale,  # (ROWS,) d(total loss) / d(this row's loss), in ACC
+    scale,  # (ROWS,) d(total loss) / d(this row's weighted loss), in ACC
     S,
     C,
-    z_stride_n,
-    z_stride_c,
-    z_stride_s,
-    g_stride_n,
-    g_stride_c,
-    g_stride_s,
-    t_stride_n,
-    t_stride_c,
-    t_stride_s,
     ignore_index,
-    keep,  # 1-ε, in ACC
-    even,  # ε/C
+    smoothing,  # ε
     SOFT: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    HAS_POSITION_WEIGHT: tl.constexpr,
     SMOOTH: tl.constexpr,
     GRAD: tl.constexpr,
+    INPLACE: tl.constexpr,  # g is z
     ONE_BLOCK: tl.constexpr,
     BLOCK_C: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Losses (ROWS,) and labels (ROWS,) of a tile of rows, and their gradient.
+    """Weighted losses (ROWS,) and shares (ROWS,) of a tile of rows, and their gradient.
 
-    The label of a row is what it adds to the denominator of "mean": `class_weight[t]`, or 1.
+    The share of a row is what it adds to the denominator of "mean": `class_weight[t]`, or 1, times
+    the weight of the position.
     """
-    n = p // S
-    s = p % S
-    z_row = z_ptr + n * z_stride_n + s * z_stride_s  # (ROWS,)
-    t_row = t_ptr + n * t_stride_n + s * t_stride_s
+    z_row, t_row, g_row = row_of(z, p, S), row_of(t, p, S), row_of(g, p, S)  # (ROWS,)
+    m_row = row_of(class_mask, p, S) if HAS_MASK else z_row
+    m_rows, m_step = m_row[:, None], class_mask[2]
     c = tl.arange(0, BLOCK_C)[None, :].to(tl.int64)
     w = class_weights(w_ptr, c, C, HAS_WEIGHT, ACC)
+    keep = tl.full([], 1.0 - smoothing, ACC)
 
     # Class index: t, whether there is one, whether it is legal, and its weight: NaN for an illegal
     # one, and so its loss and its gradient. Positions without a label are masked at the end.
     labelled = inside
     legal = inside
-    t = tl.zeros_like(p)
-    w_t = tl.where(inside, 1.0, 0.0).to(ACC)
+    label = tl.zeros_like(p)
+    share = tl.where(inside, 1.0, 0.0).to(ACC)
+    z_t = tl.zeros(p.shape, ACC)
     if not SOFT:
-        t = tl.load(t_row, mask=inside, other=0).to(tl.int64)
-        labelled = inside & (t != ignore_index)
-        legal = labelled & (t >= 0) & (t < C)
+        label = tl.load(t_row, mask=inside, other=0).to(tl.int64)
+        labelled = inside & (label != ignore_index)
+        legal = labelled & (label >= 0) & (label < C)
         if HAS_WEIGHT:
-            w_t = tl.load(w_ptr + t, mask=legal, other=float("nan")).to(ACC)
+            share = tl.load(w_ptr + label, mask=legal, other=float("nan")).to(ACC)
         else:
-            w_t = tl.where(legal, 1.0, float("nan")).to(ACC)
+            share = tl.where(legal, 1.0, float("nan")).to(ACC)
+        z_t = tl.load(z_row + label * z[2], mask=legal, other=0.0).to(ACC)
+        if HAS_MASK:
+            reached = tl.load(m_row + label * m_step, mask=legal, other=1) != 0
+            z_t = tl.where(reached, z_t, float("-inf"))
+    w_t = share
 
     # First pass: m, s, A = Σ q' and B = Σ q'·(z - m); for class indices A and B hold the smoothed
     # part Σ w and Σ w·(z - m), scaled below. `shift` is m, or 0 while m is -inf.
+    count = tl.full(p.shape, C, ACC)  # K
     if ONE_BLOCK:
         mask = inside[:, None] & (c < C)
-        z = tl.load(z_row[:, None] + c * z_stride_c, mask=mask, other=float("-inf")).to(ACC)
-        m = tl.max(z, 1)
+        possible = possible_classes(m_rows, m_step, c, mask, HAS_MASK)
+        x = tl.load(z_row[:, None] + c * z[2], mask=mask, other=float("-inf")).to(ACC)
+        if HAS_MASK:
+            x = tl.where(possible, x, float("-inf"))
+            count = tl.sum(possible.to(ACC), 1)
+        even = divide(tl.full([], smoothing, ACC), tl.maximum(count, 1.0), ACC)
+        m = tl.max(x, 1)
         shift = tl.where(m == float("-inf"), 0.0, m)
-        centred = z - shift[:, None]
+        centred = x - shift[:, None]
         e = tl.exp(centred)
         total = tl.sum(e, 1)
         if SOFT:
-            q = class_targets(t_row[:, None], c, mask, w, t_stride_c, keep, even, SMOOTH, ACC)
+            q = class_targets(
+                t_row[:, None], c, mask, possible, w, t[2], keep, even[:, None], SMOOTH, ACC
+            )
             mass = tl.sum(q, 1)
-            cross = tl.sum(tl.where(mask, q * centred, 0.0), 1)
+            cross = weighted_logits(q, centred, mask, HAS_MASK)
         elif SMOOTH:
-            mass = tl.sum(w, 1)
-            cross = tl.sum(tl.where(mask, w * centred, 0.0), 1)
+            spread = tl.where(possible, w, 0.0)
+            mass = tl.sum(spread, 1)
+            cross = weighted_logits(spread, centred, mask, HAS_MASK)
     else:
+        if HAS_MASK:
+            count = tl.zeros(p.shape, ACC)
+            if SOFT and SMOOTH:  # K comes before the first q'
+                for start in range(0, C, BLOCK_C):
+                    mask = inside[:, None] & (start + c < C)
+                    possible = possible_classes(m_rows, m_step, start + c, mask, HAS_MASK)
+                    count += tl.sum(possible.to(ACC), 1)
+        even = divide(tl.full([], smoothing, ACC), tl.maximum(count, 1.0), ACC)
         m = tl.full(p.shape, float("-inf"), ACC)
         shift = tl.zeros(p.shape, ACC)
         total = tl.zeros(p.shape, ACC)
@@ -179,67 +172,123 @@ def row_tile(
         for start in range(0, C, BLOCK_C):
             k = start + c
             mask = inside[:, None] & (k < C)
-            z = tl.load(z_row[:, None] + k * z_stride_c, mask=mask, other=float("-inf")).to(ACC)
-            m = tl.maximum(m, tl.max(z, 1))
+            possible = possible_classes(m_rows, m_step, k, mask, HAS_MASK)
+            x = tl.load(z_row[:, None] + k * z[2], mask=mask, other=float("-inf")).to(ACC)
+            if HAS_MASK:
+                x = tl.where(possible, x, float("-inf"))
+                if not (SOFT and SMOOTH):
+                    count += tl.sum(possible.to(ACC), 1)
+            m = tl.maximum(m, tl.max(x, 1))
             new_shift = tl.where(m == float("-inf"), 0.0, m)
-            centred = z - new_shift[:, None]
+            centred = x - new_shift[:, None]
             carried = tl.where(total == 0.0, 0.0, total * tl.exp(shift - new_shift))  # 0 · inf
             total = carried + tl.sum(tl.exp(centred), 1)
-            if SOFT:
-                w = class_weights(w_ptr, k, C, HAS_WEIGHT, ACC)
-                q = class_targets(t_row[:, None], k, mask, w, t_stride_c, keep, even, SMOOTH, ACC)
-                cross += mass * (shift - new_shift) + tl.sum(tl.where(mask, q * centred, 0.0), 1)
+            if SOFT or SMOOTH:
+                q = class_weights(w_ptr, k, C, HAS_WEIGHT, ACC)
+                if SOFT:
+                    q = class_targets(
+                        t_row[:, None], k, mask, possible, q, t[2], keep, even[:, None], SMOOTH, ACC
+                    )
+                else:
+                    q = tl.where(possible, q, 0.0)
+                cross += mass * (shift - new_shift) + weighted_logits(q, centred, mask, HAS_MASK)
                 mass += tl.sum(q, 1)
-            elif SMOOTH:
-                w = class_weights(w_ptr, k, C, HAS_WEIGHT, ACC)
-                cross += mass * (shift - new_shift) + tl.sum(tl.where(mask, w * centred, 0.0), 1)
-                mass += tl.sum(tl.where(mask, w, 0.0), 1)  # Triton 3.6 cannot sum w as it is
             shift = new_shift
+        if HAS_MASK:
+            even = divide(tl.full([], smoothing, ACC), tl.maximum(count, 1.0), ACC)
 
     log_total = tl.log(total)
+    if HAS_MASK:
+        log_total = tl.where(count == 0.0, 0.0, log_total)
     if SOFT:
         loss = mass * log_total - cross
     else:
-        z_t = tl.load(z_row + t * z_stride_c, mask=legal, other=0.0).to(ACC)
-        loss = w_t * (log_total - (z_t - shift))
+        hit = keep * w_t if SMOOTH else w_t  # q' is even·w, and at t also this
+        nll = log_total - (z_t - shift)
+        if HAS_MASK:
+            nll = tl.where((hit == 0.0) & (nll == float("inf")), 0.0, nll)
+        loss = hit * nll
         if SMOOTH:
-            hit = keep * w_t  # q' is even·w, and at t also this
-            loss = keep * loss + even * (mass * log_total - cross)
+            loss += even * (mass * log_total - cross)
             mass = hit + even * mass
         else:
-            hit = w_t
-            mass = w_t
+            mass = hit
+    if HAS_POSITION_WEIGHT:
+        weight = tl.load(row_of(position_weight, p, S), mask=labelled, other=0.0).to(ACC)
+        loss *= weight
+        share *= weight
+        scale *= weight
 
-    # Second pass: scale · (A·p - q'); exactly 0 in rows without a label.
+    # Second pass: scale · (A·p - q'); exactly 0 in rows without a label and for impossible classes.
     if GRAD:
-        g_row = g_ptr + n * g_stride_n + s * g_stride_s
+        if INPLACE:
+            tl.debug_barrier()  # every warp has read what this one is about to overwrite
         over = divide(mass, total, ACC)
         if ONE_BLOCK:
-            g = e * over[:, None]
+            d = e * over[:, None]
             if SOFT:
-                g -= q
+                d -= q
             else:
                 if SMOOTH:
-                    g -= even * w
-                g -= tl.where(c == t[:, None], hit[:, None], 0.0)
-            g = tl.where(labelled[:, None], g * scale[:, None], 0.0)
-            tl.store(g_row[:, None] + c * g_stride_c, rounded(g, g_ptr), mask=mask)
+                    d -= even[:, None] * w
+                d -= tl.where(c == label[:, None], hit[:, None], 0.0)
+            kept = labelled[:, None] & possible if HAS_MASK else labelled[:, None]
+            d = tl.where(kept, d * scale[:, None], 0.0)
+            tl.store(g_row[:, None] + c * g[2], rounded(d, g[0]), mask=mask)
         else:
             for start in range(0, C, BLOCK_C):
                 k = start + c
                 mask = inside[:, None] & (k < C)
-                z = tl.load(z_row[:, None] + k * z_stride_c, mask=mask, other=float("-inf")).to(ACC)
-                g = tl.exp(z - shift[:, None]) * over[:, None]
+                possible = possible_classes(m_rows, m_step, k, mask, HAS_MASK)
+                x = tl.load(z_row[:, None] + k * z[2], mask=mask, other=float("-inf")).to(ACC)
+                d = tl.exp(x - shift[:, None]) * over[:, None]
                 if SOFT:
                     w = class_weights(w_ptr, k, C, HAS_WEIGHT, ACC)
-                    g -= class_targets(
-                        t_row[:, None], k, mask, w, t_stride_c, keep, even, SMOOTH, ACC
+                    d -= class_targets(
+                        t_row[:, None], k, mask, possible, w, t[2], keep, even[:, None], SMOOTH, ACC
                     )
                 else:
                     if SMOOTH:
-                        g -= even * class_weights(w_ptr, k, C, HAS_WEIGHT, ACC)
-                    g -= tl.where(k == t[:, None], hit[:, None], 0.0)
-                g = tl.where(labelled[:, None], g * scale[:, None], 0.0)
-                tl.store(g_row[:, None] + k * g_stride_c, rounded(g, g_ptr), mask=mask)
+                        d -= even[:, None] * class_weights(w_ptr, k, C, HAS_WEIGHT, ACC)
+                    d -= tl.where(k == label[:, None], hit[:, None], 0.0)
+                kept = labelled[:, None] & possible if HAS_MASK else labelled[:, None]
+                d = tl.where(kept, d * scale[:, None], 0.0)
+                tl.store(g_row[:, None] + k * g[2], rounded(d, g[0]), mask=mask)
 
-    return tl.where(labelled, loss, 0.0), tl.where(labelled, w_t, 0.0)
+    return tl.where(labelled, loss, 0.0), tl.where(labelled, share, 0.0)
+
+
+@triton.jit
+def error_tile(
+    r,  # (pointer, stride n, stride d), as all that follow
+    y,
+    g,
+    weight,
+    i,  # element indices n·D + d, int64, any shape
+    mask,
+    D,
+    scale,  # d(total loss) / d(a weighted squared error), broadcast to i
+    HAS_ELEMENT_WEIGHT: tl.constexpr,
+    IGNORE_NAN: tl.constexpr,
+    FLAT: tl.constexpr,  # all are contiguous: element i is at offset i
+    GRAD: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """w·(r-y)² of the elements i of (N, D), their shares w, and scale·2·w·(r-y).
+
+    All are 0 outside the mask, and where a missing target is.
+    """
+    target = tl.load(element_of(y, i, D, FLAT), mask=mask, other=0.0).to(ACC)
+    error = tl.load(element_of(r, i, D, FLAT), mask=mask, other=0.0).to(ACC) - target
+    pulled = error
+    present = mask
+    if IGNORE_NAN:
+        present = mask & (target == target)
+    share = present.to(ACC)
+    if HAS_ELEMENT_WEIGHT:
+        share = tl.load(element_of(weight, i, D, FLAT), mask=present, other=0.0).to(ACC)
+        pulled = error * share
+    if GRAD:
+        pull = tl.where(present, pulled * (2.0 * scale), 0.0)
+        tl.store(element_of(g, i, D, FLAT), rounded(pull, g[0]), mask=mask)
+    return tl.where(present, pulled * error, 0.0), share

@@ -20,6 +20,9 @@ from fused_loss.kernels import dispatch, triton_launch
 from fused_loss.spec import class_axis
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "f64": torch.float64}
+OF_COMBINED = (
+    "class_mask", "position_weight", "element_weight", "missing", "normalizers", "inplace",
+)  # fmt: skip
 SAMPLES = {"few": 100, "many": 1 << 17, "huge": 1 << 31}  # of which the last needs 64-bit scalars
 
 
@@ -34,6 +37,12 @@ class Call(NamedTuple):
     ignore_index: int = -100
     weights: str = "floats"
     grads: str = "rz"
+    class_mask: str = ""  # "rows": one a position; "classes": (C,)
+    position_weight: bool = False
+    element_weight: str = ""  # "full", or "sample": (N, 1)
+    missing: bool = False  # nan_targets="ignore"
+    normalizers: str = ""  # "number", "tensor"; "of r" or "of z": a tensor for one head
+    inplace: bool = False
     r_dtype: str = "f32"
     z_dtype: str = "f32"
     r_layout: str = "columns"
@@ -45,6 +54,9 @@ class Call(NamedTuple):
     def normal(self) -> Call:
         """The same call with every option that cannot matter, or is illegal, at its default."""
         default, changes = Call(), {}
+        if self.heads != "both":
+            for name in OF_COMBINED:
+                changes[name] = getattr(default, name)
         if self.heads == "regression":
             unused = ("targets", "class_weight", "smoothing", "ignore_index", "weights", "z_dtype")
             for name in (*unused, "layout", "classes"):
@@ -60,6 +72,10 @@ class Call(NamedTuple):
             changes["class_weight"] = self.class_weight and "like"
         if self.targets.startswith("soft"):
             changes["ignore_index"] = default.ignore_index
+        if self.reduction != "mean":
+            changes["normalizers"] = default.normalizers
+        if "z" not in self.grads:
+            changes["inplace"] = default.inplace
         if self.heads != "regression" and self.layout == "one":
             changes["samples"] = default.samples
         if not changes.get("grads", self.grads):
@@ -99,11 +115,35 @@ class Call(NamedTuple):
                 weights = {"floats": {}, "alpha": {"alpha": _empty()}}.get(
                     self.weights, {"loss_weights": _empty(2)}
                 )
+                options |= self._of_combined(r, z)
                 loss = fused_loss.combined_loss(
-                    r, z, y, t, class_weight=weight, **options, **weights
+                    r, z[...], y, t, class_weight=weight, **options, **weights
                 )
         if self.grads:
             loss.sum().backward(retain_graph=self.retained)
+
+    def _of_combined(self, r: Tensor, z: Tensor) -> dict[str, Any]:
+        """The options that only the combined loss has."""
+        classes, positions = class_axis(z)
+        options: dict[str, Any] = {
+            "nan_targets": "ignore" if self.missing else "propagate",
+            "inplace_gradient": self.inplace,
+        }
+        if self.class_mask:
+            shape = (classes,) if self.class_mask == "classes" else z.shape
+            options["class_mask"] = _empty(*shape, dtype=torch.bool)
+        if self.position_weight:
+            options["classification_weight"] = _empty(*positions)
+        if self.element_weight:
+            shape = r.shape if self.element_weight == "full" else (len(r), *[1] * (r.dim() - 1))
+            options["regression_weight"] = _empty(*shape)
+        if self.normalizers:
+            number = 3.0 if self.normalizers == "number" else _empty(dtype=torch.int64)
+            if self.normalizers != "of z":
+                options["regression_normalizer"] = number
+            if self.normalizers != "of r":
+                options["classification_normalizer"] = number
+        return options
 
     def _regression(self) -> tuple[Tensor, Tensor]:
         n, dtype = SAMPLES[self.samples], DTYPES[self.r_dtype]
@@ -153,6 +193,12 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "smoothing": (0.0, 0.1),
     "ignore_index": (-100, 0, 1),
     "weights": ("floats", "alpha", "pair"),
+    "class_mask": ("", "rows", "classes"),
+    "position_weight": (False, True),
+    "element_weight": ("", "full", "sample"),
+    "missing": (False, True),
+    "normalizers": ("", "number", "tensor", "of r", "of z"),
+    "inplace": (False, True),
     "grads": ("rz", "r", "z", ""),
     "r_dtype": tuple(DTYPES),
     "z_dtype": tuple(DTYPES),
@@ -191,34 +237,7 @@ def pairwise(space: dict[str, tuple[Any, ...]], pool: int = 1500) -> list[Call]:
     return chosen
 
 
-def every_option() -> list[Call]:
-    """A call at least for each combination of options that the kernels tell apart.
-
-    The number of classes, and with it the tile, is drawn at random: no option depends on it.
-    """
-    space: dict[str, tuple[Any, ...]] = {
-        **{name: SPACE[name] for name in ("heads", "reduction", "smoothing", "weights", "grads")},
-        "targets": ("int64", "soft"),
-        "class_weight": ("", "like"),
-        "z_dtype": ("f32", "f16"),
-        "r_layout": ("columns", "strided"),
-        "layout": ("rows", "spatial"),
-        "samples": ("few", "many"),
-    }
-    calls = (
-        Call(**dict(zip(space, values, strict=True)))
-        for values in itertools.product(*space.values())
-    )
-    distinct = {call._replace(r_dtype=call.z_dtype).normal() for call in calls if not _idle(call)}
-    draw = random.Random(0)
-    return [
-        call._replace(classes=draw.choice(SPACE["classes"])).normal() for call in sorted(distinct)
-    ]
-
-
-def _idle(call: Call) -> bool:
-    """Whether an option of the call that is not the default changes no constexpr."""
-    default = Call()
-    idle = ["samples"] if call.reduction != "mean" or call.targets == "soft" else []
-    idle += ["layout"] if call.reduction != "none" else ["z_dtype", "r_layout"]
-    return any(getattr(call, name) != getattr(default, name) for name in idle)
+def every_option(count: int = 1500) -> list[Call]:
+    """So many calls, all different: a sweep over what the kernels tell apart."""
+    distinct = dict.fromkeys(samples(SPACE, 2 * count, seed=2))
+    return list(distinct)[:count]

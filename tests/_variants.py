@@ -9,26 +9,33 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-from collections.abc import Iterator
+import random
 from typing import Any
 
 import triton.language as tl
 
-from fused_loss.kernels import triton_launch
+from fused_loss.kernels import triton_table
 
 Variant = tuple[str, tuple[tuple[str, Any], ...]]
 
-_OPTIONS = (
-    "HAS_REGRESSION",
-    "HAS_CLASSIFICATION",
-    "SOFT",
-    "HAS_WEIGHT",
-    "SMOOTH",
-    "GRAD_R",
-    "GRAD_Z",
-    "DEFERRED",
-)
-_REDUCE_OPTIONS = ("MEAN", "COUNTED", "FLAT")
+DRAWS = 6000  # combinations, to see which pairs of values exist
+_SWITCH = (False, True)
+_KINDS = ("number", "tensor", "own", "counted")
+_OPTIONS = {
+    "WEIGHTS": ("scalars", "alpha", "pair"),
+    **dict.fromkeys(("HAS_REGRESSION", "HAS_CLASSIFICATION", "GRAD_R", "GRAD_Z"), _SWITCH),
+    **dict.fromkeys(("SOFT", "HAS_WEIGHT", "HAS_MASK", "SMOOTH", "INPLACE", "DEFERRED"), _SWITCH),
+    **dict.fromkeys(("HAS_POSITION_WEIGHT", "HAS_ELEMENT_WEIGHT", "IGNORE_NAN"), _SWITCH),
+}
+_OF_KERNEL = {
+    "reduce_kernel": {"R_DENOMINATOR": _KINDS, "Z_DENOMINATOR": _KINDS, "FLAT": _SWITCH},
+    "per_sample_kernel": {"ONE_POSITION": _SWITCH},
+}
+OF_REGRESSION = ("GRAD_R", "HAS_ELEMENT_WEIGHT", "IGNORE_NAN")
+OF_CLASSIFICATION = (
+    "GRAD_Z", "SOFT", "HAS_WEIGHT", "HAS_MASK", "SMOOTH", "HAS_POSITION_WEIGHT", "INPLACE",
+)  # fmt: skip
+OF_COMBINED = ("HAS_MASK", "HAS_POSITION_WEIGHT", "HAS_ELEMENT_WEIGHT", "IGNORE_NAN", "INPLACE")
 
 
 @functools.cache
@@ -49,64 +56,119 @@ def known(key: Variant) -> bool:
     kernel, pairs = key
     c = dict(pairs)
     if kernel == "scale_kernel":
-        return (c["BLOCK"], c["warps"]) == (triton_launch.SCALE_BLOCK, 4)
+        return (c["BLOCK"], c["warps"]) == (triton_table.SCALE_BLOCK, 4)
     if kernel == "count_kernel":
-        return c["warps"] == 4
+        return c["warps"] == 4 and _count_known(c)
     return _options_known(kernel, c) and _tiling_known(kernel, c)
+
+
+def _count_known(c: dict[str, Any]) -> bool:
+    """Only what decides a denominator, of those heads that have to be counted."""
+    of_r, of_z = c["HAS_ELEMENT_WEIGHT"] or c["IGNORE_NAN"], not c["SOFT"]
+    of_z = of_z or (c["HAS_POSITION_WEIGHT"] and not c["HAS_WEIGHT"])
+    return all(
+        (
+            c["COUNT_R"] or c["COUNT_Z"],
+            of_r == c["COUNT_R"],
+            of_z or not c["COUNT_Z"],
+            c["COUNT_Z"] or not (c["SOFT"] or c["HAS_WEIGHT"] or c["HAS_POSITION_WEIGHT"]),
+            c["COUNT_R"] or not c["FLAT"],
+        )
+    )
 
 
 def _options_known(kernel: str, c: dict[str, Any]) -> bool:
     r, z = c["HAS_REGRESSION"], c["HAS_CLASSIFICATION"]
+    both = r and z
     gradient = c["GRAD_R"] or c["GRAD_Z"]
+    # A head alone is cross_entropy's or mse_loss's, or the only one whose gradient has waited.
+    combined = both or c["DEFERRED"]
     rules = [
         r or z,
-        c["WEIGHTS"] == "scalars" or (c["WEIGHTS"] in ("alpha", "pair") and r and z),
-        z or not (c["SOFT"] or c["HAS_WEIGHT"] or c["SMOOTH"] or c["GRAD_Z"]),
-        r or not c["GRAD_R"],
+        combined or c["WEIGHTS"] == "scalars",
+        combined or not any(c[name] for name in OF_COMBINED),
+        z or not any(c[name] for name in OF_CLASSIFICATION),
+        r or not any(c[name] for name in OF_REGRESSION),
+        c["GRAD_Z"] or not c["INPLACE"],
         gradient or not c["DEFERRED"],
+        not c["DEFERRED"] or (r == c["GRAD_R"] and z == c["GRAD_Z"]),
     ]
     if kernel == "reduce_kernel":
+        uncounted_r = not (c["HAS_ELEMENT_WEIGHT"] or c["IGNORE_NAN"])
+        uncounted_z = c["SOFT"] and not c["HAS_POSITION_WEIGHT"]
         rules += [
             r or not c["FLAT"],
-            (c["MEAN"] and c["GRAD_Z"] and not c["SOFT"]) or not c["COUNTED"],
+            _denominator_known(c["R_DENOMINATOR"], r, combined, c["GRAD_R"], uncounted_r),
+            _denominator_known(c["Z_DENOMINATOR"], z, combined, c["GRAD_Z"], uncounted_z),
         ]
     else:  # a gradient a sample always waits; the heads alone have no sample of many positions
-        rules += [c["DEFERRED"] == gradient, c["ONE_POSITION"] or (r and z)]
+        rules += [
+            c["DEFERRED"] == gradient,
+            c["ONE_POSITION"] or (z and combined),
+        ]
     return all(rules)
 
 
+def _denominator_known(kind: str, there: bool, combined: bool, grad: bool, uncounted: bool) -> bool:
+    if kind == "number":
+        return True
+    if kind == "tensor":
+        return there and combined
+    return there and not uncounted and (grad or kind == "own")
+
+
 def _tiling_known(kernel: str, c: dict[str, Any]) -> bool:
-    block_m, rows = triton_launch.BLOCK_M, c["ROWS"]
+    block_m, rows = triton_table.BLOCK_M, c["ROWS"]
     if kernel == "reduce_kernel":
         rest = c["BLOCK_M"] == block_m
     else:
         rest = c["SAMPLES"] == (rows if c["ONE_POSITION"] else 1)
         rest = rest and c["BLOCK_D"] == max(1, block_m // c["SAMPLES"])
-    plain = not (c["SOFT"] or c["HAS_WEIGHT"] or c["SMOOTH"])
-    tiles = _tiles(c["HAS_CLASSIFICATION"], plain, 8 if c["ACC"] == tl.float64 else 4)
+    values = 1 + (c["SOFT"] or c["HAS_WEIGHT"] or c["SMOOTH"]) + c["HAS_MASK"]
+    tiles = _tiles(c["HAS_CLASSIFICATION"], values, 8 if c["ACC"] == tl.float64 else 4)
     if kernel == "per_sample_kernel" and not c["HAS_CLASSIFICATION"]:
         tiles = frozenset(tile._replace(rows=block_m) for tile in tiles)
     return rest and (rows, c["BLOCK_C"], c["ONE_BLOCK"], c["warps"]) in tiles
 
 
 @functools.cache
-def _tiles(present: bool, plain: bool, itemsize: int) -> frozenset[triton_launch.Tile]:
+def _tiles(present: bool, values: int, itemsize: int) -> frozenset[triton_table.Tile]:
     """The launch table: a tile for each power of two of classes, and one for what is longer."""
     if not present:
-        return frozenset([triton_launch.tile(1, True, True, itemsize)])
-    lengths = [1 << k for k in range(triton_launch.BLOCK_MAX.bit_length() + 1)]
+        return frozenset([triton_table.tile(1, True, 1, itemsize)])
+    lengths = [1 << k for k in range(triton_table.BLOCK_MAX.bit_length() + 1)]
     return frozenset(
-        triton_launch.tile(classes, adjacent, plain, itemsize)
+        triton_table.tile(classes, adjacent, values, itemsize)
         for classes, adjacent in itertools.product(lengths, (True, False))
     )
 
 
-def options(kernel: str) -> Iterator[frozenset[tuple[str, Any]]]:
-    """Every combination of options of `reduce_kernel` or `per_sample_kernel` that exists."""
-    flags = _OPTIONS + (_REDUCE_OPTIONS if kernel == "reduce_kernel" else ("ONE_POSITION",))
-    for weights, *values in itertools.product(
-        ("scalars", "alpha", "pair"), *[(False, True)] * len(flags)
-    ):
-        c = {"WEIGHTS": weights, **dict(zip(flags, values, strict=True))}
+def names(kernel: str) -> tuple[str, ...]:
+    """The constexprs of `reduce_kernel` or `per_sample_kernel` that are options, not tiling."""
+    return (*_OPTIONS, *_OF_KERNEL[kernel])
+
+
+def option_pairs(kernel: str) -> set[frozenset[tuple[str, Any]]]:
+    """Every two values of options that occur together in some combination that exists."""
+    draw = random.Random(0)
+    values = {**_OPTIONS, **_OF_KERNEL[kernel]}
+    found: set[frozenset[tuple[str, Any]]] = set()
+    for _ in range(DRAWS):
+        c = _mended(kernel, {name: draw.choice(known) for name, known in values.items()})
         if _options_known(kernel, c):
-            yield frozenset(c.items())
+            found.update(map(frozenset, itertools.combinations(c.items(), 2)))
+    return found
+
+
+def _mended(kernel: str, c: dict[str, Any]) -> dict[str, Any]:
+    """The combination without what an absent head, or one alone, cannot have."""
+    off = () if c["HAS_CLASSIFICATION"] else OF_CLASSIFICATION
+    off += () if c["HAS_REGRESSION"] else OF_REGRESSION
+    if not c["DEFERRED"] and not (c["HAS_CLASSIFICATION"] and c["HAS_REGRESSION"]):
+        off += OF_COMBINED
+        c = c | {"WEIGHTS": "scalars"}
+    if c["DEFERRED"]:
+        c = c | {"GRAD_R": c["HAS_REGRESSION"], "GRAD_Z": c["HAS_CLASSIFICATION"]}
+    elif kernel == "per_sample_kernel":
+        off += ("GRAD_R", "GRAD_Z", "INPLACE")
+    return c | dict.fromkeys(off, False)

@@ -198,6 +198,9 @@ ELSEWHERE = {
     "kernels/eager_classification.py": "test_kernels_eager.py",
     "kernels/eager_regression.py": "test_kernels_eager.py",
     "kernels/triton_tiles.py": "test_kernels_triton_reduce.py",
+    "kernels/triton_math.py": "test_kernels_triton_reduce.py",
+    "kernels/triton_counts.py": "test_kernels_triton_launch.py",
+    "kernels/triton_table.py": "test_kernels_triton_launch.py",
     "export/session.py": "test_export_runtime.py",
     "bench/tables.py": "test_bench_report.py",
 }

@@ -24,9 +24,9 @@ from _calls import (
     pairwise,
     samples,
 )
-from _variants import known, options, variant
+from _variants import known, names, option_pairs, variant
 
-from fused_loss.kernels import triton_launch
+from fused_loss.kernels import triton_launch, triton_table
 from fused_loss.kernels.triton_scale import scale_kernel
 
 SMALL = {
@@ -42,7 +42,16 @@ SMALL = {
     "classes": (3, 1000, 32000),
     "samples": ("few", "many"),
 }
-FULL = Call(targets="soft", class_weight="like", smoothing=0.1, weights="alpha")
+FULL = Call(
+    targets="soft",
+    class_weight="like",
+    smoothing=0.1,
+    weights="alpha",
+    class_mask="rows",
+    position_weight=True,
+    element_weight="full",
+    missing=True,
+)
 PARTS = 16
 
 
@@ -149,8 +158,6 @@ def test_every_pair_of_options_is_compiled() -> None:
 
 def test_the_known_variants_are_those_that_calls_bring_about() -> None:
     seen: dict[str, set[frozenset]] = {"reduce_kernel": set(), "per_sample_kernel": set()}
-    wanted = {kernel: set(options(kernel)) for kernel in seen}
-    names = {kernel: {key for key, _ in next(iter(sets))} for kernel, sets in wanted.items()}
     strangers = []
 
     def launch(kernel, programs, device, warps, **arguments):
@@ -158,16 +165,19 @@ def test_the_known_variants_are_those_that_calls_bring_about() -> None:
         if not known(key):
             strangers.append(key)
         if key[0] in seen:
-            seen[key[0]].add(frozenset(pair for pair in key[1] if pair[0] in names[key[0]]))
+            chosen = [pair for pair in key[1] if pair[0] in names(key[0])]
+            seen[key[0]] |= {frozenset(pair) for pair in itertools.combinations(chosen, 2)}
 
     with launches_go_to(launch):
-        for call in every_option():
+        for call in (*pairwise(SPACE), *every_option()):
             call.run()
     assert not strangers
-    assert seen == wanted
+    for kernel, found in seen.items():
+        wanted = option_pairs(kernel)
+        assert found == wanted, found ^ wanted
 
 
 def test_a_launch_of_an_unknown_variant_fails_its_test() -> None:
-    arguments = {"IN_PLACE": True, "ACC": tl.float32, "BLOCK": triton_launch.SCALE_BLOCK + 1}
+    arguments = {"IN_PLACE": True, "ACC": tl.float32, "BLOCK": triton_table.SCALE_BLOCK + 1}
     with pytest.raises(pytest.fail.Exception, match="scale_kernel"):
         triton_launch.launch(scale_kernel, 1, torch.device("cpu"), warps=4, **arguments)

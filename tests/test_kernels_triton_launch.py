@@ -24,13 +24,13 @@ from triton.language import constexpr
 
 import fused_loss
 from fused_loss import combined_loss, cross_entropy
-from fused_loss.kernels import triton_launch, triton_reduce
+from fused_loss.kernels import triton_counts, triton_launch, triton_reduce, triton_table
 
 pytestmark = pytest.mark.parametrize(("backend", "device"), TRITON_PLACES)
 
 LONG = {"C": ((5,), (11,)), "NC": ((3, 3), (3, 11)), "NCd": ((2, 5), (2, 11, 3))}
 TABLE = {
-    "TILE": 8, "STRIDED_TILE": 8, "STRIDED_BLOCK": 4, "BLOCK_MAX": 8, "STREAM_BLOCK": 4,
+    "TILE": 8, "WIDE": 8, "STRIDED_TILE": 8, "STRIDED_BLOCK": 4, "BLOCK_MAX": 8, "STREAM_BLOCK": 4,
     "BLOCK_M": 4, "COUNT_BOUND": 2, "COUNT_CHUNK": 2,
 }  # fmt: skip
 
@@ -42,14 +42,18 @@ def shrunken(monkeypatch):
     On a GPU the figures are legal too, if slow; but there a kernel's constants cannot change.
     """
     for name, value in TABLE.items():
-        monkeypatch.setattr(triton_launch, name, value)
+        monkeypatch.setattr(triton_table, name, value)
+        if hasattr(triton_launch, name):
+            monkeypatch.setattr(triton_launch, name, value)
     monkeypatch.setattr(triton_launch, "_processors", lambda device: 1)
     if INTERPRETED:
         for name in ("COUNT_BLOCK", "PARTIAL_BLOCK"):
-            monkeypatch.setattr(triton_reduce, name, constexpr(2))
-    triton_launch.tile.cache_clear()
+            for module in (triton_counts, triton_reduce):
+                if hasattr(module, name):
+                    monkeypatch.setattr(module, name, constexpr(2))
+    triton_table.tile.cache_clear()
     yield
-    triton_launch.tile.cache_clear()
+    triton_table.tile.cache_clear()
 
 
 OPTIONS = (REDUCTIONS, LAYOUTS, TARGETS, (False, True), (0.0, 0.25), WEIGHTINGS, ("one", "other"))
@@ -81,7 +85,7 @@ def test_the_table_is_that_small(shrunken, backend, device):
     assert arguments["BLOCK_C"] < 11
     assert not arguments["ONE_BLOCK"]
     assert arguments["partials_ptr"].shape[1] > arguments["n_cls"] > 1
-    assert not INTERPRETED or triton_reduce.PARTIAL_BLOCK.value == 2
+    assert not INTERPRETED or triton_counts.PARTIAL_BLOCK.value == 2
 
 
 @pytest.mark.parametrize("strides", ["rows", "classes apart"])
@@ -156,7 +160,7 @@ def test_the_count_of_a_gradient_that_waits(shrunken, backend, device):
 
 def test_labels_are_counted_beyond_the_bound(backend, device):
     """With the table as it is."""
-    n = triton_launch.COUNT_BOUND + 1
+    n = triton_table.COUNT_BOUND + 1
     z = torch.randn(n, 2, generator=torch.Generator().manual_seed(0)).to(device)
     t = torch.arange(n, device=device) % 2
     t[::3] = -100
@@ -168,8 +172,8 @@ def test_labels_are_counted_beyond_the_bound(backend, device):
 def test_a_row_longer_than_a_block(soft, backend, device):
     """With the table as it is: three blocks of hard targets."""
     random = torch.Generator().manual_seed(0)
-    z = torch.randn(2, triton_launch.BLOCK_MAX + 3, generator=random).to(device)
-    t = z.flip(1).softmax(1) if soft else torch.tensor([3, triton_launch.BLOCK_MAX], device=device)
+    z = torch.randn(2, triton_table.BLOCK_MAX + 3, generator=random).to(device)
+    t = z.flip(1).softmax(1) if soft else torch.tensor([3, triton_table.BLOCK_MAX], device=device)
     assert_cross_entropy(z, t, None, ["reduce_kernel"], backend)
 
 
@@ -201,8 +205,8 @@ def test_the_ticket_is_left_at_zero(shrunken, backend, device):
 def test_every_tiling_is_legal(backend, device):
     """Powers of two, at most 32 elements a thread, and a row in one block where it fits."""
     lengths = [*range(1, 70), 1000, 1024, 4097, 8192, 16384, 16385, 32000, 262144]
-    for classes, adjacent, plain, size in product(lengths, *[(False, True)] * 2, (4, 8)):
-        tile = triton_launch.tile(classes, adjacent, plain, size)
+    for classes, adjacent, values, size in product(lengths, (False, True), (1, 2, 3), (4, 8)):
+        tile = triton_table.tile(classes, adjacent, values, size)
         for number in (tile.rows, tile.block_c, tile.warps):
             assert number & (number - 1) == 0
         assert tile.one_block == (tile.block_c >= classes)
