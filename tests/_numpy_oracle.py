@@ -3,13 +3,16 @@
 Written from the definition alone: it uses neither PyTorch nor any array operation beyond indexing.
 Sums are kept in `longdouble`, which is wider than float64 on x86 and never narrower.
 
-    q'_c = class_weight_c · ((1-ε)·target_c + ε/C)        loss = -Σ_c q'_c · log p_c
+    q'_c = class_weight_c · ((1-ε)·target_c + ε/K)        loss = -Σ_c q'_c · log p_c
     d loss/dz_c = p_c · Σ q' - q'_c                       d (r-y)²/dr = 2·(r-y)
+
+over the K classes that the mask leaves. A target on another class makes the loss infinite; the
+gradient of such a class is 0.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,6 +41,25 @@ class Options(NamedTuple):
     ignore_index: int = -100
     label_smoothing: float = 0.0
     reduction: str = "mean"
+    class_mask: np.ndarray | None = None  # in the shape of z
+    regression_weight: np.ndarray | None = None  # in the shape of r
+    classification_weight: np.ndarray | None = None  # (N, d1, ...)
+    regression_normalizer: float | None = None
+    classification_normalizer: float | None = None
+    nan_targets: str = "propagate"
+    empty: str = "nan"
+
+    def of_mean(self, share: np.longdouble, normalizer: float | None) -> tuple[Any, Any]:
+        """The factor of a sum of losses and the one of its gradient, under "mean"."""
+        if normalizer is not None:
+            return Wide(1) / Wide(normalizer), Wide(1) / Wide(normalizer)
+        if share == 0:  # nothing labelled: the value for nothing, whatever the sum is
+            return None, Wide(0)
+        return Wide(1) / share, Wide(1) / share
+
+    @property
+    def of_nothing(self) -> np.longdouble:
+        return Wide("nan") if self.empty == "nan" else Wide(0)
 
 
 def combined(
@@ -51,8 +73,9 @@ def combined(
 ) -> tuple[Expected, Expected]:
     """Everything that `combined_loss` computes, for one `grad_output`; and its terms."""
     one = z.ndim == 1 and options.reduction == "none"  # logits (C,): all of r is one sample
-    regression = _regression(r[None] if one else r, y[None] if one else y, options.reduction)
-    values, terms = _classification(z, t, options)
+    regression = _regression(r, y, options, one)
+    with np.errstate(invalid="ignore"):  # an infinite loss of weight 0 is NaN
+        values, terms = _classification(z, t, options)
     samples = () if z.ndim == 1 or options.reduction != "none" else (z.shape[0],)
     up = np.broadcast_to(np.asarray(upstream, Wide), samples).reshape(-1)
 
@@ -82,18 +105,34 @@ def _weighted(gradient: np.ndarray, weight: np.longdouble, upstream: np.ndarray)
     return out
 
 
-def _regression(r: np.ndarray, y: np.ndarray, reduction: str) -> tuple[list, np.ndarray]:
+def _regression(
+    r: np.ndarray, y: np.ndarray, options: Options, one: bool
+) -> tuple[list, np.ndarray]:
     """One value a sample (or one in all), and d value/dr."""
-    samples = r.shape[0] if reduction == "none" else 1
-    values = [Wide(0)] * samples
+    per_sample = options.reduction == "none" and not one
+    samples = r.shape[0] if per_sample else 1
+    values, shares = [Wide(0)] * samples, [Wide(0)] * samples
+    counts = [0] * samples
     gradient = np.zeros(r.shape, Wide)
-    count = {"mean": r.size, "sum": 1, "none": r.size // samples if samples else 1}[reduction]
     for index in np.ndindex(*r.shape):
+        if options.nan_targets == "ignore" and np.isnan(y[index]):
+            continue
+        weight = Wide(1 if options.regression_weight is None else options.regression_weight[index])
         error = Wide(r[index]) - Wide(y[index])
-        sample = index[0] if reduction == "none" else 0
-        values[sample] = values[sample] + error * error / count
-        gradient[index] = 2 * error / count
-    return values, gradient
+        sample = index[0] if per_sample else 0
+        values[sample] = values[sample] + weight * error * error
+        shares[sample] = shares[sample] + weight
+        counts[sample] += 1
+        gradient[index] = 2 * weight * error
+    if options.reduction == "sum":
+        return values, gradient
+    if options.reduction == "none":
+        for index in np.ndindex(*r.shape):
+            gradient[index] /= max(counts[index[0] if per_sample else 0], 1)
+        return [v / max(count, 1) for v, count in zip(values, counts, strict=True)], gradient
+    factor, of_gradient = options.of_mean(shares[0], options.regression_normalizer)
+    value = options.of_nothing if factor is None else values[0] * factor
+    return [value], gradient * of_gradient
 
 
 def _classification(
@@ -102,10 +141,14 @@ def _classification(
     """One value a sample (or one in all) and d value/dz as (N, C, S); and the terms of both."""
     soft = t.dtype.kind == "f"
     n, c = (1, len(z)) if z.ndim == 1 else z.shape[:2]
-    z = z.reshape(n, c, -1)
-    t = t.reshape(n, c, -1) if soft else t.reshape(n, -1)
+    z = z.reshape(n, c, -1) if z.size else z.reshape(n, c, 0)
     s = z.shape[2]
+    t = t.reshape(n, c, s) if soft else t.reshape(n, s)
     class_weight = np.ones(c) if options.class_weight is None else options.class_weight
+    mask = np.ones(z.shape, bool) if options.class_mask is None else options.class_mask
+    mask = mask.reshape(n, c, s)
+    by_position = options.classification_weight
+    by_position = np.ones((n, s)) if by_position is None else by_position.reshape(n, s)
     losses, loss_terms = np.zeros((n, s), Wide), np.zeros((n, s), Wide)
     gradient, gradient_terms = np.zeros((n, c, s), Wide), np.zeros((n, c, s), Wide)
     shares = np.zeros((n, s), Wide)  # what each position adds to the denominator of "mean"
@@ -118,13 +161,19 @@ def _classification(
         else:
             target = [Wide(k == int(t[i, j])) for k in range(c)]
         labelled[i, j] = 1
-        shares[i, j] = 1 if soft else class_weight[int(t[i, j])]
-        losses[i, j], loss_terms[i, j], pull, push = _position(
-            [Wide(z[i, k, j]) for k in range(c)], target, class_weight, options.label_smoothing
+        weight = Wide(by_position[i, j])
+        shares[i, j] = weight * Wide(1 if soft else class_weight[int(t[i, j])])
+        loss, terms, pull, push = _position(
+            [Wide(z[i, k, j]) for k in range(c)],
+            target,
+            class_weight,
+            options.label_smoothing,
+            [bool(mask[i, k, j]) for k in range(c)],
         )
+        losses[i, j], loss_terms[i, j] = weight * loss, weight * terms
         for k in range(c):
-            gradient[i, k, j] = pull[k] - push[k]
-            gradient_terms[i, k, j] = pull[k] + push[k]
+            gradient[i, k, j] = weight * (pull[k] - push[k])
+            gradient_terms[i, k, j] = weight * (pull[k] + push[k])
 
     def reduced(losses: np.ndarray, gradient: np.ndarray) -> tuple[list, np.ndarray]:
         if options.reduction == "sum":
@@ -134,31 +183,39 @@ def _classification(
             values = [sum(row) / count for row, count in zip(losses, counts, strict=True)]
             shares_of = [part / count for part, count in zip(gradient, counts, strict=True)]
             return values, np.array(shares_of)
-        total = sum(shares.flat, Wide(0))
-        if total == 0:  # nothing labelled
-            return [Wide("nan")], np.zeros_like(gradient)
-        return [sum(losses.flat) / total], gradient / total
+        factor, of_gradient = options.of_mean(
+            sum(shares.flat, Wide(0)), options.classification_normalizer
+        )
+        if factor is None:
+            return [options.of_nothing], np.zeros_like(gradient)
+        return [sum(losses.flat, Wide(0)) * factor], gradient * of_gradient
 
     return reduced(losses, gradient), reduced(loss_terms, gradient_terms)
 
 
 def _position(
-    z: list, target: list, class_weight: np.ndarray, smoothing: float
+    z: list, target: list, class_weight: np.ndarray, smoothing: float, mask: list[bool]
 ) -> tuple[np.longdouble, np.longdouble, list, list]:
     """The loss of one row of logits, its terms, and the gradient's two parts, p·Σq' and q'."""
-    top = max(z)
-    exps = [np.exp(value - top) for value in z]
-    total = sum(exps)
-    log_total = np.log(total)
+    possible = [value for value, allowed in zip(z, mask, strict=True) if allowed]
+    even = Wide(smoothing) / max(len(possible), 1)
     q = [
-        Wide(w) * ((1 - Wide(smoothing)) * share + Wide(smoothing) / len(z))
-        for w, share in zip(class_weight, target, strict=True)
+        Wide(w) * ((1 - Wide(smoothing)) * share + (even if allowed else 0))
+        for w, share, allowed in zip(class_weight, target, mask, strict=True)
     ]
     mass = sum(q)
+    top = max(possible, default=Wide(0))
+    total = sum((np.exp(value - top) for value in possible), Wide(0))
+    log_total = np.log(total) if possible else Wide(0)
     loss = terms = Wide(0)
-    for share, value in zip(q, z, strict=True):
-        if share:  # a class without a target adds nothing, however unlikely it is
+    pull, push = [Wide(0)] * len(z), [Wide(0)] * len(z)
+    for k, (share, value) in enumerate(zip(q, z, strict=True)):
+        if mask[k]:
+            pull[k], push[k] = np.exp(value - top) / total * mass, share
+        if share and not mask[k]:
+            loss, terms = loss + share * Wide("inf"), Wide("inf")
+        elif share:  # a class without a target adds nothing, however unlikely it is
             loss += share * (log_total - (value - top))
             # A relative error in the sum under the logarithm is an absolute one of log_total: + 1.
             terms += share * (log_total + 1 + abs(value - top))
-    return loss, terms, [e / total * mass for e in exps], q
+    return loss, terms, pull, push

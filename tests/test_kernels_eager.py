@@ -26,7 +26,10 @@ def test_block_by_block(case, monkeypatch):
     assert_matches(problem, fused(problem, "eager"), fused(problem, "reference"))
 
 
-DIFFERENTIABLE = [case for case in PRODUCT if not case.nothing_labelled]
+# Where the loss is infinite or NaN its differences are neither here nor there.
+DIFFERENTIABLE = [
+    case for case in PRODUCT if fused(case.problem(), "reference")["loss"].isfinite().all()
+]
 
 
 @pytest.mark.parametrize("case", DIFFERENTIABLE, ids=str)
