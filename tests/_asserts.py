@@ -41,11 +41,18 @@ def leaves(problem: Problem) -> tuple[Result, dict[str, Any]]:
 def fused(
     problem: Problem, backend: str, watch: Callable[[], AbstractContextManager] = nullcontext
 ) -> Result:
-    """Loss, components and gradients of `combined_loss`; each pass within a `watch` of its own."""
+    """Loss, components and gradients of `combined_loss`; each pass within a `watch` of its own.
+
+    Under `inplace_gradient` it is given a copy of the logits, with their strides, to write over.
+    """
     taken, keywords = leaves(problem)
+    z = taken["z"]
+    if keywords.get("inplace_gradient"):
+        keywords["inplace_gradient"] = backend != "reference"
+        z = torch.empty_strided(z.shape, z.stride(), dtype=z.dtype, device=z.device).copy_(z)
     with fused_loss.backend(backend), watch():
         loss, components = combined_loss(
-            taken["r"], taken["z"], problem.y, problem.t, return_components=True, **keywords
+            taken["r"], z, problem.y, problem.t, return_components=True, **keywords
         )
     with watch():
         gradients = torch.autograd.grad(loss, list(taken.values()), problem.grad_output)
@@ -144,9 +151,8 @@ def _reduced(
     if normalizer is not None:
         return losses.sum() / normalizer
     total = share.expand(losses.shape).sum()
-    if total == 0:
-        return losses.sum() * 0 + (0.0 if keywords.get("empty") == "zero" else torch.nan)
-    return losses.sum() / total
+    nothing = 0.0 if keywords.get("empty") == "zero" else torch.nan
+    return (losses.sum() / total.where(total != 0, 1.0)).where(total != 0, nothing)
 
 
 def expected(problem: Problem) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -210,6 +216,27 @@ def assert_same_specials(name: str, actual: Tensor, oracle: np.ndarray) -> None:
     found = numpy(actual)
     special = ~(np.isfinite(oracle) & np.isfinite(found))
     np.testing.assert_array_equal(found[special], oracle[special].astype(float), name)
+
+
+def assert_as_reference(problem: Problem, actual: Result) -> None:
+    """For what the NumPy loops do not define: NaN and inf where the reference has them."""
+    narrow = fused(problem, "reference")
+    truth = fused(_widened(problem), "reference")
+    for name, value in actual.items():
+        oracle = numpy(truth[name])
+        assert value.shape == oracle.shape
+        assert_same_specials(name, value, numpy(narrow[name]))
+        bound = error(narrow[name], oracle) + 2 * ulp(abs(oracle) + 1, value.dtype)
+        assert error(value, oracle) <= bound, name
+
+
+def _widened(problem: Problem) -> Problem:
+    floats = {
+        name: tensor.double()
+        for name, tensor in problem._asdict().items()
+        if isinstance(tensor, Tensor) and tensor.is_floating_point()
+    }
+    return problem._replace(**floats)
 
 
 def assert_matches(

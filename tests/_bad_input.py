@@ -15,6 +15,9 @@ NAMES = (
     "classification_targets",
 )
 Z, T = NAMES[1], NAMES[3]
+WEIGHTS = ("class_weight", "regression_weight", "classification_weight")
+OPTIONAL = (*WEIGHTS, "class_mask")
+NORMALIZERS = ("regression_normalizer", "classification_normalizer")
 
 
 def changed(device: torch.device | str = "cpu", **changes: Any) -> dict[str, Any]:
@@ -133,7 +136,7 @@ BAD = [
     ],
     *[
         bad(f"{name} is a list", TypeError, f"{name} must be a tensor, got list", **{name: [1.0]})
-        for name in (*NAMES, "class_weight")
+        for name in (*NAMES, *OPTIONAL)
     ],
     *[
         bad(f"{name} is None", TypeError, f"{name} must be a tensor, got NoneType", **{name: None})
@@ -165,113 +168,5 @@ BAD = [
         regression_output=r[0, 0],
         regression_targets=y[0, 0],
         reduction="none",
-    ),
-    # class_weight
-    bad(
-        "a weight too few",
-        ValueError,
-        r"class_weight must have shape \(3,\).* got \(2,\)",
-        class_weight=torch.ones(2),
-    ),
-    bad(
-        "weights (1, C)",
-        ValueError,
-        r"class_weight must have shape \(3,\).* got \(1, 3\)",
-        class_weight=torch.ones(1, 3),
-    ),
-    bad(
-        "integer weights",
-        TypeError,
-        "class_weight must be floating-point, got torch.int64",
-        class_weight=torch.ones(3, dtype=torch.int64),
-    ),
-    bad(
-        "weights require grad",
-        ValueError,
-        "class_weight takes no gradient: .*detach",
-        class_weight=torch.ones(3, requires_grad=True),
-    ),
-    # alpha and loss_weights
-    bad(
-        "alpha (1,)",
-        ValueError,
-        r"alpha must be a float or a 0-d tensor, got .*\(1,\).*squeez",
-        alpha=torch.tensor([0.5]),
-    ),
-    bad("alpha str", TypeError, "alpha must be a float or a 0-d tensor, got str", alpha="0.5"),
-    bad("alpha bool", TypeError, "alpha must be a float .* got bool", alpha=True),
-    bad("alpha None", TypeError, "alpha must be a float .* got NoneType", alpha=None),
-    bad(
-        "alpha int64",
-        TypeError,
-        "alpha must be floating-point, got torch.int64: call .float",
-        alpha=torch.tensor(1),
-    ),
-    bad("alpha bool tensor", TypeError, "alpha must not be torch.bool", alpha=torch.tensor(True)),
-    *[
-        bad(
-            f"alpha={alpha} beside loss_weights",
-            ValueError,
-            "give only one of them",
-            alpha=alpha,
-            loss_weights=(0.5, 0.5),
-        )
-        for alpha in (0.5, 0.3, torch.tensor(0.5))
-    ],
-    bad(
-        "three weights",
-        ValueError,
-        r"loss_weights must be \(w_reg, w_cls\), got \(1.0, 2",
-        loss_weights=(1.0, 2.0, 3.0),
-    ),
-    bad(
-        "one weight",
-        ValueError,
-        r"loss_weights must be \(w_reg, w_cls\), got 1.0",
-        loss_weights=1.0,
-    ),
-    bad(
-        "weights of shape (3,)",
-        ValueError,
-        r"loss_weights must be .*shape \(2,\); got \(3,\)",
-        loss_weights=torch.ones(3),
-    ),
-    bad(
-        "weights of shape ()",
-        ValueError,
-        r"loss_weights must be .*shape \(2,\); got \(\)",
-        loss_weights=torch.tensor(1.0),
-    ),
-    bad(
-        "weights of int64",
-        TypeError,
-        "loss_weights must be floating-point, got torch.int64",
-        loss_weights=torch.tensor([1, 2]),
-    ),
-    bad(
-        "a pair of tensors",
-        TypeError,
-        r"loss_weights must hold two floats.*torch.stack",
-        loss_weights=(torch.tensor(1.0), torch.tensor(2.0)),
-    ),
-    bad(
-        "a pair of bools",
-        TypeError,
-        "loss_weights must hold two floats",
-        loss_weights=(True, False),
-    ),
-    # scalars
-    bad(
-        "reduction",
-        ValueError,
-        "reduction must be one of 'mean', 'sum', 'none', got 'batchmean'",
-        reduction="batchmean",
-    ),
-    bad("ignore_index", TypeError, "ignore_index must be an int, got 1.5", ignore_index=1.5),
-    bad(
-        "label_smoothing",
-        ValueError,
-        r"label_smoothing must lie in \[0, 1\], got 2.0",
-        label_smoothing=2.0,
     ),
 ]

@@ -83,6 +83,7 @@ class Case:
     missing: str = ""
     normalizers: str = ""  # of "mean" alone
     empty: str = "nan"
+    inplace: bool = False
 
     def __str__(self) -> str:
         words = [self.reduction, self.layout, self.targets, self.weighting]
@@ -91,7 +92,7 @@ class Case:
         for name in ("mask", "regression_weight", "position_weight", "missing", "normalizers"):
             value = getattr(self, name)
             words += [f"{name.rpartition('_')[0] or name}:{value}"] * bool(value)
-        words += ["zero"] * (self.empty == "zero")
+        words += ["zero"] * (self.empty == "zero") + ["inplace"] * self.inplace
         kinds = [*self.dtypes, self.target_dtype] if self.target_dtype else list(self.dtypes)
         if set(kinds) != {F32}:
             words += [str(kind).removeprefix("torch.") for kind in kinds]
@@ -186,6 +187,8 @@ class Case:
                 keywords[f"{head}_normalizer"] = number
         if self.empty != "nan":
             keywords["empty"] = self.empty
+        if self.inplace:
+            keywords["inplace_gradient"] = True
         return keywords
 
     def _targets(
@@ -311,6 +314,7 @@ FACTORS: dict[str, Sequence[Any]] = {
     "missing": MISSING,
     "normalizers": NORMALIZERS,
     "empty": ("nan", "zero"),
+    "inplace": (False, True),
 }
 COVERING = [
     Case(**dict(zip(FACTORS, row, strict=True))) for row in pairwise(list(FACTORS.values()))

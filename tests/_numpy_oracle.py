@@ -62,6 +62,7 @@ class Options(NamedTuple):
         return Wide("nan") if self.empty == "nan" else Wide(0)
 
 
+@np.errstate(invalid="ignore")  # an infinite loss of weight 0 is NaN
 def combined(
     r: np.ndarray,
     z: np.ndarray,
@@ -74,8 +75,7 @@ def combined(
     """Everything that `combined_loss` computes, for one `grad_output`; and its terms."""
     one = z.ndim == 1 and options.reduction == "none"  # logits (C,): all of r is one sample
     regression = _regression(r, y, options, one)
-    with np.errstate(invalid="ignore"):  # an infinite loss of weight 0 is NaN
-        values, terms = _classification(z, t, options)
+    values, terms = _classification(z, t, options)
     samples = () if z.ndim == 1 or options.reduction != "none" else (z.shape[0],)
     up = np.broadcast_to(np.asarray(upstream, Wide), samples).reshape(-1)
 

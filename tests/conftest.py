@@ -1,4 +1,9 @@
-"""The guard: no test may launch a kernel variant that the ahead-of-time tests do not know."""
+"""The guard: no test may launch a kernel variant that the ahead-of-time tests do not know.
+
+And hypothesis' profile "thorough", which draws 2,000 calls a backend, other ones each time:
+
+    pytest tests/test_kernels_properties.py -k any_call --hypothesis-profile thorough
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("thorough", max_examples=2000, print_blob=True)
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 from _asserts import launches
-from _bad_input import BAD, NAMES, Bad, T, Z, changed
+from _bad_input import BAD, NAMES, NORMALIZERS, OPTIONAL, Bad, T, Z, changed
+from _bad_options import BAD_OPTIONS
 from _public import ALL, assert_agrees, batch, composed, device_of
 
 import fused_loss
@@ -13,7 +14,7 @@ from fused_loss import checks, combined_loss
 
 
 @pytest.mark.parametrize("backend", ALL)
-@pytest.mark.parametrize("bad", BAD, ids=lambda bad: bad.label)
+@pytest.mark.parametrize("bad", BAD + BAD_OPTIONS, ids=lambda bad: bad.label)
 def test_bad_input_is_named(bad: Bad, backend: str):
     arguments = changed(device_of(backend), **bad.changes)
     with (
@@ -24,13 +25,16 @@ def test_bad_input_is_named(bad: Bad, backend: str):
     assert caught.type is bad.error
 
 
-@pytest.mark.parametrize("name", [*NAMES[1:], "class_weight", "alpha", "loss_weights"])
+@pytest.mark.parametrize("name", [*NAMES[1:], *OPTIONAL, *NORMALIZERS, "alpha", "loss_weights"])
 @pytest.mark.parametrize("backend", ALL)
 def test_two_devices_are_named(name: str, backend: str):
     device = device_of(backend)
     more = {
         "class_weight": torch.ones(3),
-        "alpha": torch.tensor(0.5),
+        "class_mask": torch.ones(3, dtype=torch.bool),
+        "regression_weight": torch.ones(4, 1),
+        "classification_weight": torch.ones(4),
+        **dict.fromkeys(("alpha", *NORMALIZERS), torch.tensor(0.5)),
         "loss_weights": torch.ones(2),
     }
     arguments = changed(device, **({name: more[name]} if name in more else {}))
@@ -55,7 +59,9 @@ ILLEGAL = {
 }
 
 
-@pytest.mark.parametrize("options", ["plain", "class_weight", "label_smoothing", "none"])
+@pytest.mark.parametrize(
+    "options", ["plain", "class_weight", "class_mask", "label_smoothing", "none"]
+)
 @pytest.mark.parametrize("case", ILLEGAL, ids=str)
 def test_eager_names_an_illegal_class_on_the_cpu(case: str, options: str):
     shape, index, dtype, named = ILLEGAL[case]
@@ -63,6 +69,7 @@ def test_eager_names_an_illegal_class_on_the_cpu(case: str, options: str):
     more: dict[str, Any] = {
         "plain": {},
         "class_weight": {"class_weight": torch.ones(3)},
+        "class_mask": {"class_mask": torch.tensor([True, True, False])},
         "label_smoothing": {"label_smoothing": 0.1},
         "none": {"reduction": "none"},
     }[options]

@@ -47,6 +47,21 @@ def test_a_legal_smoothing_is_kept(smoothing: float):
         ({"label_smoothing": torch.tensor(0.1)}, TypeError, "label_smoothing must be a float"),
         ({"label_smoothing": -0.1}, ValueError, r"label_smoothing must lie in \[0, 1\], got -0.1"),
         ({"label_smoothing": 1.1}, ValueError, r"label_smoothing must lie in \[0, 1\], got 1.1"),
+        ({"nan_targets": "skip"}, ValueError, "nan_targets must be one of 'propagate', 'ignore'"),
+        ({"nan_targets": None}, ValueError, "nan_targets must be one of .* got None"),
+        ({"empty": "NaN"}, ValueError, "empty must be one of 'nan', 'zero', got 'NaN'"),
+        ({"inplace_gradient": None}, TypeError, "inplace_gradient must be a bool, got None"),
+        (
+            {"reduction": "sum", "regression_normalizer": 2.0},
+            ValueError,
+            r"regression_normalizer replaces the denominator of reduction=\"mean\", got .*'sum'",
+        ),
+        (
+            {"reduction": "none", "classification_normalizer": 0.0},
+            ValueError,
+            "classification_normalizer replaces the denominator .*'none': leave one of them out",
+        ),
+        ({"ignore_index": 1 << 63}, ValueError, f"ignore_index must fit 64 bits, got {1 << 63}"),
         ({"label_smoothing": float("nan")}, ValueError, "label_smoothing .* got nan"),
     ],
 )
@@ -54,6 +69,16 @@ def test_a_scalar_without_a_meaning_is_refused(fields: dict, error: type, messag
     with pytest.raises(error, match=message) as caught:
         LossSpec(**fields)
     assert caught.type is error
+
+
+@pytest.mark.parametrize(("empty", "value"), [("nan", "nan"), ("zero", "0.0")])
+def test_what_the_mean_of_nothing_is(empty: str, value: str):
+    assert repr(LossSpec(empty=empty).of_nothing) == value
+
+
+@pytest.mark.parametrize(("nan_targets", "expected"), [("propagate", False), ("ignore", True)])
+def test_only_ignore_ignores(nan_targets: str, expected: bool):
+    assert LossSpec(nan_targets=nan_targets).ignores_nan is expected
 
 
 def test_components_are_named_and_ordered():
@@ -72,6 +97,41 @@ def test_components_are_named_and_ordered():
 )
 def test_the_dtype_of_the_targets_decides(targets: torch.Tensor | None, expected: bool):
     assert LossTensors(None, None, None, targets).probabilities is expected
+
+
+@pytest.mark.parametrize(
+    ("logits", "mask", "spread"),
+    [
+        ((5,), (5,), (5,)),
+        ((2, 5), (5,), (2, 5)),
+        ((2, 5, 3), (5,), (2, 5, 3)),
+        ((5, 5, 3), (1, 5, 1), (5, 5, 3)),
+        ((2, 5, 3), (2, 1, 3), (2, 5, 3)),
+        ((2, 1), (1,), (2, 1)),
+    ],
+)
+def test_masks_and_weights_are_spread_without_a_copy(logits: tuple, mask: tuple, spread: tuple):
+    r, z = torch.zeros(logits), torch.zeros(logits)
+    given = torch.zeros(mask, dtype=torch.bool)
+    weight = torch.zeros([1] * len(logits))
+    tensors = LossTensors(
+        *(r, z, r, z, None, None), given, weight, torch.zeros([1] * max(len(logits) - 1, 0))
+    ).spread()
+    assert tensors.class_mask.shape == spread
+    assert tensors.class_mask.data_ptr() == given.data_ptr()
+    assert tensors.regression_weight.shape == logits
+    assert tensors.regression_weight.data_ptr() == weight.data_ptr()
+    assert tensors.classification_weight.shape == class_axis(z)[1]
+    plain = LossTensors(r, z, r, z)
+    assert plain.spread() is plain
+
+
+def test_a_mask_of_classes_lies_along_the_classes():
+    """(C,) of logits (N, C, N), where it would fit the last dimension too."""
+    mask = torch.tensor([True, False, True])
+    z = torch.zeros(2, 3, 3)
+    spread = LossTensors(z, z, z, z, class_mask=mask).spread().class_mask
+    assert torch.equal(spread, mask[None, :, None].expand(2, 3, 3))
 
 
 @pytest.mark.parametrize(

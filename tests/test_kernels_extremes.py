@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from _asserts import assert_matches, assert_same_specials, error, fused, numpy, ulp
+from _asserts import assert_as_reference, assert_matches, fused
 from _cases import BF16, F16, F32, F64, PLACES, REDUCTIONS, Case, Problem
 
 import fused_loss
@@ -24,27 +24,6 @@ def problem_of(z, t, device, case=None, **keywords):
     if t.is_floating_point():
         t = t.to(case.dtypes[1])
     return plain._replace(z=z.to(device, case.dtypes[1]), t=t.to(device))
-
-
-def assert_as_reference(problem, actual):
-    """For what the NumPy loops do not define: NaN and inf where the reference has them."""
-    narrow = fused(problem, "reference")
-    truth = fused(widened(problem), "reference")
-    for name, value in actual.items():
-        oracle = numpy(truth[name])
-        assert value.shape == oracle.shape
-        assert_same_specials(name, value, numpy(narrow[name]))
-        bound = error(narrow[name], oracle) + 2 * ulp(abs(oracle) + 1, value.dtype)
-        assert error(value, oracle) <= bound, name
-
-
-def widened(problem: Problem) -> Problem:
-    floats = {
-        name: tensor.double()
-        for name, tensor in problem._asdict().items()
-        if torch.is_tensor(tensor) and tensor.is_floating_point()
-    }
-    return problem._replace(**floats)
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)

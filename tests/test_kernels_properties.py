@@ -4,7 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from _asserts import assert_matches, error, expected, fused, numpy, ulp
+from _asserts import (
+    assert_as_reference,
+    assert_matches,
+    composed,
+    error,
+    expected,
+    fused,
+    numpy,
+    ulp,
+)
 from _cases import BF16, F16, F32, F64, PLACES, Case, Problem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -36,42 +45,102 @@ def arranged(x, order):
     return x.movedim(place, -1).contiguous().movedim(-1, place)
 
 
+SPECIAL = [float("nan"), float("inf"), -float("inf")]
+
+
+class Draws:
+    """What the values of a problem are drawn from."""
+
+    def __init__(self, draw):
+        self.draw = draw
+        self.random = torch.Generator().manual_seed(draw(st.integers(0, 1 << 20)))
+
+    def of(self, *values):
+        return self.draw(st.sampled_from(values))
+
+    def normal(self, shape, dtype, spread=1.0):
+        x = torch.randn(shape, generator=self.random, dtype=F64) * spread
+        return arranged(x.to(dtype), self.of(*ORDERS))
+
+    def uniform(self, shape, dtype):
+        x = torch.rand(shape, generator=self.random, dtype=F64)
+        return arranged(x.to(dtype), self.of(*ORDERS))
+
+    def where(self, shape, *shares):
+        """True for about that share of the elements."""
+        return torch.rand(shape, generator=self.random) < self.of(*shares)
+
+    def spread(self, shape):
+        """The shape, or one that spreads over it: some dimensions are 1."""
+        return tuple(size if self.of(True, True, False) else 1 for size in shape)
+
+    def weights(self, shape):
+        """Eighths, exact in every dtype; at times 0, and at times expanded to the whole shape."""
+        eighths = torch.randint(0, 25, self.spread(shape), generator=self.random) / 8
+        weight = arranged(eighths.to(self.draw(DTYPES)), self.of(*ORDERS)) * self.of(0, 1, 1, 1)
+        return weight.expand(shape) if self.of(True, False) else weight
+
+    def number(self, *values):
+        value = self.of(*values)
+        return torch.tensor(value, dtype=self.draw(DTYPES)) if self.of(True, False) else value
+
+    def weighting(self, keywords):
+        """Sixteenths as alpha or a pair, as numbers or a tensor."""
+        w_reg, w_cls = self.of(0, 3, 5, 16) / 16, self.of(0, 8, 24) / 16
+        if self.of(True, False):
+            keywords["alpha"] = self.number(w_reg)
+            return w_reg, 1 - w_reg
+        pair = torch.tensor([w_reg, w_cls], dtype=self.draw(DTYPES))
+        keywords["loss_weights"] = pair if self.of(True, False) else (w_reg, w_cls)
+        return w_reg, w_cls
+
+
 @st.composite
 def problems(draw):
-    """Any call: small tensors, every option, values from a seed."""
-    random = torch.Generator().manual_seed(draw(st.integers(0, 1 << 20)))
+    """Any call: small tensors, every option, values from a seed; and whether some are special."""
+    of = Draws(draw)
     n, c = draw(st.integers(1, 4)), draw(st.integers(1, 7))
     spatial = draw(st.lists(st.integers(1, 3), max_size=2))
     features = draw(st.lists(st.integers(1, 3), max_size=2))
     r_dtype, z_dtype = draw(DTYPES), draw(DTYPES)
     loss_dtype = F64 if F64 in (r_dtype, z_dtype) else F32
-    order = st.sampled_from(ORDERS)
+    r, y = (of.normal((n, *features), r_dtype) for _ in range(2))
+    z = of.normal((n, c, *spatial), z_dtype, of.of(0.1, 3.0, 30.0))
+    positions = (n, *spatial)
 
-    def values(shape, dtype, spread=1.0):
-        x = torch.randn(shape, generator=random, dtype=F64) * spread
-        return arranged(x.to(dtype), draw(order))
-
-    keywords = {"reduction": draw(st.sampled_from(["mean", "sum", "none"]))}
-    keywords["label_smoothing"] = draw(st.sampled_from([0.0, 0.0, 0.1, 0.5, 1.0]))
-    if draw(st.booleans()):
-        every = [0.0, 0.5, 1.0, 3.0]
-        weight = draw(st.lists(st.sampled_from(every), min_size=c, max_size=c))
-        keywords["class_weight"] = torch.tensor(weight).to(z_dtype)
-    z = values((n, c, *spatial), z_dtype, draw(st.sampled_from([0.1, 3.0, 30.0])))
-    if draw(st.booleans()):
-        t = arranged(torch.rand(z.shape, generator=random, dtype=F64).to(z_dtype), draw(order))
+    keywords = {"reduction": of.of("mean", "sum", "none"), "empty": of.of("nan", "zero")}
+    keywords["label_smoothing"] = of.of(0.0, 0.0, 0.1, 0.5, 1.0)
+    keywords["nan_targets"] = of.of("propagate", "ignore", "ignore")
+    keywords["inplace_gradient"] = of.of(False, True)
+    if of.of(True, False):
+        keywords["class_weight"] = of.weights((c,))
+        keywords["class_weight"] = keywords["class_weight"].expand(c)
+    if of.of(True, False):
+        shape = of.of((c,), of.spread(z.shape))
+        keywords["class_mask"] = arranged(of.where(shape, 0.3, 0.7, 0.95), of.of(*ORDERS))
+    if of.of(True, False):
+        keywords["regression_weight"] = of.weights(r.shape)
+    if of.of(True, False):
+        keywords["classification_weight"] = of.weights(positions)
+    if keywords["reduction"] == "mean":
+        for name in ("regression_normalizer", "classification_normalizer"):
+            if of.of(True, False, False):
+                keywords[name] = of.number(3, 2.5)
+    if of.of(True, False):
+        t = of.uniform(z.shape, draw(DTYPES)) * of.where(z.shape, 0.6, 1.0)
     else:
-        ignored = draw(st.sampled_from([-100, 0, c - 1]))
-        keywords["ignore_index"] = ignored
-        t = torch.randint(0, c, (n, *spatial), generator=random)
-        missing = torch.rand(t.shape, generator=random) < draw(st.sampled_from([0.0, 0.4, 1.0]))
-        t = arranged(t.masked_fill(missing, ignored), draw(order))
-    alpha = draw(st.integers(0, 16)) / 16
-    keywords["alpha"] = alpha
+        ignored = keywords["ignore_index"] = of.of(-100, 0, c - 1)
+        t = torch.randint(0, c, positions, generator=of.random)
+        t = arranged(t.masked_fill(of.where(t.shape, 0.0, 0.4, 1.0), ignored), of.of(*ORDERS))
+    if of.of(True, False):
+        y[of.where(y.shape, 0.3, 1.0)] = float("nan")
+    special = of.of(False, False, False, True)
+    if special:
+        place = of.of(r, z, y)
+        place[of.where(place.shape, 0.2)] = of.of(*SPECIAL)
     shape = (n,) if keywords["reduction"] == "none" else ()
-    upstream = torch.randn(shape, generator=random, dtype=F64).to(loss_dtype)
-    r, y = (values((n, *features), r_dtype) for _ in range(2))
-    return Problem(r, z, y, t, keywords, (alpha, 1 - alpha), upstream)
+    upstream = torch.randn(shape, generator=of.random, dtype=F64).to(loss_dtype)
+    return Problem(r, z, y, t, keywords, of.weighting(keywords), upstream), special
 
 
 def moved(problem, device):
@@ -89,13 +158,28 @@ def examples_for(backend, few, many):
     return repeated(few if backend == "triton" else many)
 
 
+def searched(backend, few, many):
+    """So many examples, or those of the profile that pytest was told to use."""
+    asked = settings().max_examples
+    if asked == settings.get_profile("default").max_examples:
+        return examples_for(backend, few, many)
+    return settings(repeated(asked), derandomize=False)
+
+
 def test_any_call_is_right(backend, device):
-    @examples_for(backend, 40, 250)
+    @searched(backend, 60, 200)
     @given(problems())
-    def holds(problem):
+    def holds(drawn):
+        problem, special = drawn
         problem = moved(problem, device)
-        actual, reference = fused(problem, backend), fused(problem, "reference")
-        assert_matches(problem, actual, reference, (backend, device) == ("triton", "cpu"))
+        actual = fused(problem, backend)
+        if special:
+            assert_as_reference(problem, actual)
+        else:
+            reference = fused(problem, "reference")
+            assert_matches(problem, actual, reference, (backend, device) == ("triton", "cpu"))
+            if backend == "eager":  # the yardstick itself
+                assert_matches(problem, reference, composed(problem))
 
     holds()
 
