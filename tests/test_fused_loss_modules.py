@@ -10,7 +10,14 @@ from _public import ALL, batch, device_of
 from torch import Tensor, nn
 
 import fused_loss
-from fused_loss import CombinedLoss, Components, DualHead, combined_loss
+from fused_loss import (
+    CombinedLoss,
+    Components,
+    DualHead,
+    UncertaintyWeightedLoss,
+    combined_loss,
+    modules,
+)
 
 WEIGHT = torch.tensor([0.5, 1.0, 2.0])
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -25,9 +32,21 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "class_weight": WEIGHT,
         "ignore_index": 1,
         "label_smoothing": 0.25,
+        "nan_targets": "ignore",
+        "empty": "zero",
         "reduction": "none",
         "return_components": True,
     },
+}
+MASK = torch.tensor([[True, True, False]])
+BATCH: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "mask and weights": {
+        "class_mask": MASK,
+        "regression_weight": torch.ones(4, 1) / 2,
+        "classification_weight": torch.tensor([1.0, 0.0, 2.0, 3.0]),
+    },
+    "normalizers": {"regression_normalizer": 16, "classification_normalizer": torch.tensor(8.0)},
 }
 
 
@@ -36,25 +55,48 @@ def leaves() -> tuple[Tensor, ...]:
     return r.requires_grad_(), z.requires_grad_(), y, t
 
 
+def keywords_of(function: Any) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
 def test_the_options_are_those_of_combined_loss():
-    function = list(inspect.signature(combined_loss).parameters.values())[4:]
-    module = list(inspect.signature(CombinedLoss).parameters.values())
-    assert [(p.name, p.kind, p.default) for p in module] == [
-        (p.name, p.kind, p.default) for p in function
-    ]
+    """What changes from batch to batch is an argument of `forward`, and the rest of the module."""
+    of_function, batch = keywords_of(combined_loss), BATCH["mask and weights"]
+    of_batch = {*batch, *BATCH["normalizers"]}
+    assert of_function.keys() - of_batch - {"loss_weights"} == modules.DEFAULTS.keys()
+    assert keywords_of(modules._Loss) == modules.DEFAULTS
+    assert {name: of_function[name] for name in modules.DEFAULTS} == modules.DEFAULTS
+    assert keywords_of(CombinedLoss) == {"loss_weights": None}
+    alpha = inspect.signature(CombinedLoss).parameters["alpha"]
+    assert alpha.default == inspect.signature(combined_loss).parameters["alpha"].default == 0.5
+    for module in (CombinedLoss, UncertaintyWeightedLoss):
+        with pytest.raises(TypeError, match="class_mask"):
+            module(class_mask=MASK)
+        with pytest.raises(TypeError, match="gamma"):
+            module(gamma=1.0)
+        with pytest.raises(TypeError, match="reduction"):
+            module()(*leaves(), reduction="sum")
 
 
 @pytest.mark.parametrize("copied", ["itself", "deepcopy", "pickle"])
 @pytest.mark.parametrize("label", OPTIONS)
-def test_a_module_is_its_function(label: str, copied: str):
-    options = OPTIONS[label]
+@pytest.mark.parametrize("batch_label", BATCH)
+def test_a_module_is_its_function(batch_label: str, label: str, copied: str):
+    options, of_batch = OPTIONS[label], BATCH[batch_label]
+    if batch_label == "normalizers" and options.get("reduction") == "none":
+        with pytest.raises(ValueError, match=r"regression_normalizer .* reduction='none'"):
+            CombinedLoss(**options)(*leaves(), **of_batch)
+        return
     module = CombinedLoss(**options)
     if copied == "deepcopy":
         module = copy.deepcopy(module)
     elif copied == "pickle":
         module = pickle.loads(pickle.dumps(module))
     r, z, y, t = leaves()
-    loss, expected = module(r, z, y, t), combined_loss(r, z, y, t, **options)
+    y[0, 0] = torch.nan if options.get("nan_targets") else 0.0
+    loss = module(r, z, y, t, **of_batch)
+    expected = combined_loss(r, z, y, t, **options, **of_batch)
     if options.get("return_components"):
         assert type(loss[1]) is Components
         pairs = zip((loss[0], *loss[1]), (expected[0], *expected[1]), strict=True)
@@ -133,6 +175,10 @@ def test_a_module_moves_with_its_tensors():
             {"reduction": "none", "return_components": True},
             "alpha=0.5, reduction='none', return_components=True",
         ),
+        (
+            {"nan_targets": "ignore", "empty": "zero", "inplace_gradient": True},
+            "alpha=0.5, nan_targets='ignore', empty='zero', inplace_gradient=True",
+        ),
     ],
 )
 def test_repr_shows_the_weighting_and_what_is_not_default(options: dict, expected: str):
@@ -153,6 +199,9 @@ def test_repr_shows_the_weighting_and_what_is_not_default(options: dict, expecte
         ({"reduction": "avg"}, ValueError, "reduction must be one of"),
         ({"ignore_index": 0.5}, TypeError, "ignore_index must be an int"),
         ({"label_smoothing": 2.0}, ValueError, "label_smoothing must lie in"),
+        ({"nan_targets": "skip"}, ValueError, "nan_targets must be one of"),
+        ({"empty": None}, ValueError, "empty must be one of"),
+        ({"inplace_gradient": "yes"}, TypeError, "inplace_gradient must be a bool"),
     ],
 )
 def test_a_module_without_a_meaning_is_not_built(options: dict, error: type, message: str):
