@@ -236,8 +236,8 @@ class UncertaintyWeightedLoss(_Loss):
         penalty = 0.5 * (s_r + s_c)
         if self.return_components:
             loss, components = result
-            return loss + penalty, components
-        return result + penalty
+            return loss + penalty.to(loss.dtype), components
+        return result + penalty.to(result.dtype)
 
 
 def _brief(value: object) -> str:
