@@ -16,7 +16,7 @@ EXTRAS = {
     ],
     "bench": ["pytest>=8", "pytest-benchmark>=5", "rich", "matplotlib>=3.8"],
     "demo": ["palmerpenguins>=0.1.4", "matplotlib>=3.8", "rich"],
-    "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100"],
+    "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "torchjd>=0.10"],
     "dev": ["ruff", "mypy", "pandas-stubs", "pre-commit"],
 }
 EXTRAS["demo"] += EXTRAS["export"]

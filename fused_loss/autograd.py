@@ -51,8 +51,8 @@ class FusedLoss(torch.autograd.Function):
         """Gradients of both outputs and of the weights.
 
         Raises:
-            RuntimeError: Under `create_graph=True` or `is_grads_batched=True`; a second time under
-                `inplace_gradient=True`.
+            RuntimeError: Under `create_graph=True`; under `is_grads_batched=True` where it waits; a
+                second time under `inplace_gradient=True`.
         """
         gradients: list[Tensor | None] = [None] * TENSORS
         if grad_output is not None:
@@ -141,13 +141,19 @@ def _overwritten(spec: LossSpec, tensors: LossTensors, needs: Needs) -> None:
 
 
 def _refuse(ctx: Any, grad_output: Tensor) -> None:
-    """What a closed-form backward cannot do."""
-    batched = torch._C._functorch.is_legacy_batchedtensor(grad_output)
-    if torch.is_grad_enabled() or batched or kernels.transform():
+    """What a closed-form backward cannot do.
+
+    A batch of gradients multiplies stored ones; one that waits would be computed row by row.
+    """
+    batched = kernels.batched(grad_output)
+    if torch.is_grad_enabled() or (kernels.transform() and not batched) or (batched and ctx.waits):
+        what, mend = "differentiated (create_graph=True)", ""
+        if batched and not torch.is_grad_enabled():
+            what = "batched for float16 or reduction='none'"
+            mend = ", or its gradients one at a time"
         raise RuntimeError(
-            f'the backward of backend("{ctx.backend}") is closed-form and cannot be '
-            f"{'batched' if batched else 'differentiated (create_graph=True)'}: "
-            'compute this loss under fused_loss.backend("reference")'
+            f'the backward of backend("{ctx.backend}") is closed-form and cannot be {what}: '
+            f'compute this loss under fused_loss.backend("reference"){mend}'
         )
     if ctx.spec.inplace_gradient and ctx.needs.classification:
         if getattr(ctx, "has_run", False):
@@ -177,7 +183,9 @@ def _scaled(
 ) -> tuple[Tensor | None, Tensor | None]:
     """The stored gradients times grad_output."""
     stored = [gradient for gradient in kept if gradient is not None]
-    if stored:
+    if stored and kernels.batched(grad_output):
+        kept = [None if gradient is None else gradient * grad_output for gradient in kept]
+    elif stored:
         # A retained graph runs again: its gradients stay as they are. Not under inplace_gradient.
         retained = torch._C._autograd._get_current_graph_task_keep_graph()
         in_place = not retained or (ctx.spec.inplace_gradient and ctx.needs.classification)

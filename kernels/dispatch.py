@@ -121,6 +121,18 @@ def transform() -> str | None:
     return None
 
 
+def batched(grad_output: Tensor) -> bool:
+    """Whether `grad_output` is a batch of them, one graph for all, and nothing is differentiated.
+
+    So `torch.vmap` and `is_grads_batched=True` have it, and the rows of a Jacobian in torchjd.
+    """
+    if torch._C._functorch.is_legacy_batchedtensor(grad_output):
+        return True
+    layers = torch._C._functorch.get_interpreter_stack() or ()
+    vmap = torch._C._functorch.TransformType.Vmap
+    return bool(layers) and all(layer.key() == vmap for layer in layers)
+
+
 def _trains(tensors: LossTensors) -> bool:
     logits = tensors.classification_output
     return torch.is_grad_enabled() and logits is not None and logits.requires_grad

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 import fused_loss
 from fused_loss import combined_loss, cross_entropy, mse_loss
 
+F32 = torch.float32
 on_all = pytest.mark.parametrize("backend", ALL)
 on_closed_form = pytest.mark.parametrize("backend", ["eager", "triton"])
 on_reductions = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -115,13 +116,58 @@ def test_a_second_derivative_is_an_error_that_names_the_mend(backend: str, reduc
         assert 'fused_loss.backend("reference")' in str(caught.value)
 
 
+def rows(loss: Tensor, inputs: tuple[Tensor, ...], upstream: Tensor) -> tuple[Tensor, ...]:
+    """A gradient for each row of `upstream`, by the vmap of torch.func."""
+
+    def one(row: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(loss, inputs, row, retain_graph=True)
+
+    return torch.vmap(one)(upstream)
+
+
+@on_all
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_batch_of_gradients(backend: str, reduction: str):
+    """Each is what it is alone; the graph is retained for the next batch."""
+    r, z, y, t = leaves(backend)
+    upstream = torch.tensor([1.0, -3.0, 0.0], device=z.device)
+    with fused_loss.backend(backend):
+        alpha = torch.tensor(0.25, device=z.device, requires_grad=True)
+        loss = combined_loss(r, z, y, t, alpha, reduction=reduction)
+    inputs = r, z, alpha
+    alone = [torch.autograd.grad(loss, inputs, row, retain_graph=True) for row in upstream]
+    for _ in range(2):
+        legacy = torch.autograd.grad(
+            loss, inputs, upstream, is_grads_batched=True, retain_graph=True
+        )
+        for batched in (legacy, rows(loss, inputs, upstream)):
+            for i, gradient in enumerate(batched):
+                expected = torch.stack([row[i] for row in alone])
+                torch.testing.assert_close(gradient, expected, rtol=torch.finfo(F32).eps, atol=0)
+
+
 @on_closed_form
-def test_a_batch_of_gradients_is_an_error_that_names_the_mend(backend: str):
+@pytest.mark.parametrize("reason", ["none", "float16"])
+def test_a_batch_of_gradients_that_wait_is_an_error_that_names_the_mend(backend: str, reason: str):
+    r, z, y, t = leaves(backend, torch.float16 if reason == "float16" else torch.float32)
+    with fused_loss.backend(backend):
+        loss = combined_loss(r, z, y, t, reduction="none" if reason == "none" else "mean")
+    upstream = torch.eye(4, device=z.device) if reason == "none" else torch.ones(3, device=z.device)
+    message = r'batched .* fused_loss.backend\("reference"\), or its gradients one at a time'
+    with pytest.raises(RuntimeError, match=message):
+        torch.autograd.grad(loss, z, upstream, is_grads_batched=True, retain_graph=True)
+    with pytest.raises(RuntimeError, match=message):
+        rows(loss, (z,), upstream)
+
+
+@on_closed_form
+def test_a_batch_of_second_derivatives_is_refused(backend: str):
     r, z, y, t = leaves(backend)
     with fused_loss.backend(backend):
-        loss = combined_loss(r, z, y, t, reduction="none")
-    with pytest.raises(RuntimeError, match=r'batched: .* fused_loss.backend\("reference"\)'):
-        torch.autograd.grad(loss, z, torch.eye(4, device=z.device), is_grads_batched=True)
+        loss = combined_loss(r, z, y, t)
+    upstream = torch.ones(2, device=z.device)
+    with pytest.raises(RuntimeError, match=r"differentiated \(create_graph=True\)"):
+        torch.autograd.grad(loss, z, upstream, is_grads_batched=True, create_graph=True)
 
 
 @on_reductions
