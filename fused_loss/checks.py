@@ -58,7 +58,7 @@ def check(spec: LossSpec, tensors: LossTensors) -> None:
         _check_options(spec, tensors, r, z)
     if torch.compiler.is_compiling():
         return
-    if spec.inplace_gradient and torch.is_grad_enabled() and z.requires_grad:
+    if spec.inplace_gradient and _trains(z):
         _check_inplace(tensors, z)
     if DEBUG and not t.is_floating_point():
         error = index_error(t, class_axis(z)[0], spec.ignore_index)
@@ -205,6 +205,12 @@ def check_constant(name: str, tensor: Tensor | None) -> None:
     """
     if tensor is not None and tensor.requires_grad:
         raise ValueError(f"{name} takes no gradient: pass {name}.detach()")
+
+
+def _trains(z: Tensor) -> bool:
+    """Whether the logits want a gradient from a backend; within a transform no backend writes."""
+    transformed = torch._C._are_functorch_transforms_active()
+    return torch.is_grad_enabled() and z.requires_grad and not transformed
 
 
 def _check_inplace(tensors: LossTensors, z: Tensor) -> None:
