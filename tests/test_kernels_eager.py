@@ -1,3 +1,4 @@
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -67,6 +68,28 @@ def test_one_buffer_of_the_size_of_the_logits(reduction, soft, gradients):
             torch.autograd.grad(loss, inputs, torch.full_like(loss, 0.5))
 
     assert count_large_allocations(step, z.numel() * z.element_size()) == (1 if gradients else 0)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("way", ["no_grad", "inference_mode", "the other head alone", "in place"])
+def test_no_buffer_of_the_size_of_the_logits(way, reduction):
+    """Where their gradient is not wanted, or lies in their own memory."""
+    r, y, leaf = torch.randn(4096, 1), torch.randn(4096, 1), torch.randn(4096, 1000)
+    t = torch.randint(0, 1000, (4096,))
+    r.requires_grad_()
+    leaf.requires_grad_(way != "the other head alone")
+    logits = leaf * 1 if way == "in place" else leaf
+    options = {"reduction": reduction, "inplace_gradient": way == "in place"}
+    mode = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}.get(way, nullcontext)
+
+    def step():
+        with fused_loss.backend("eager"), mode():
+            loss = combined_loss(r, logits, y, t, **options)
+        if loss.requires_grad:
+            inputs = [r, logits] if way == "in place" else [r]
+            torch.autograd.grad(loss, inputs, torch.full_like(loss, 0.5))
+
+    assert count_large_allocations(step, leaf.numel() * leaf.element_size()) == 0
 
 
 def count_large_allocations(step, size):
