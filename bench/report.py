@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fused_loss.bench import compare, render
+from fused_loss.bench import accuracy, compare, render
 from fused_loss.bench.cases import DTYPES, Case, Phase
 from fused_loss.bench.environment import environment
 from fused_loss.bench.measure import Plan
@@ -23,7 +23,7 @@ from fused_loss.bench.run import Record, run_case
 from fused_loss.bench.stored import FILE, SCHEMA
 from fused_loss.bench.suites import SUITES, custom
 
-ACTIONS = {"compare": compare, "render": render}
+ACTIONS = {"compare": compare, "render": render, "accuracy": accuracy}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +66,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, metavar="DIR", help="write results.json, report.md and plots there"
     )
     actions = parser.add_subparsers(
-        dest="action", metavar="[compare|render]", title="stored results"
+        dest="action", metavar="[compare|render|accuracy]", title="other than the clock"
     )
     for name, action in ACTIONS.items():
         action.configure(actions.add_parser(name, help=action.ABOUT, description=action.ABOUT))

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from _cases import Problem
 from _numpy_oracle import Expected, Options, combined
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_loss
 from fused_loss import combined_loss
+from fused_loss.bench.composed import composed as composition
 
 Result = dict[str, Tensor]
 
@@ -63,96 +63,13 @@ def fused(
 def composed(problem: Problem) -> Result:
     """The same from PyTorch's operators in the dtype of the loss, as a user would compose it."""
     taken, keywords = leaves(problem)
-    dtype = problem.grad_output.dtype
-    keywords = {
-        name: value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-        for name, value in keywords.items()
-    }
-    r, z, y = taken["r"].to(dtype), taken["z"].to(dtype), problem.y.to(dtype)
-    t = problem.t.to(dtype) if problem.t.is_floating_point() else problem.t.long()
-    one = keywords.get("reduction") == "none" and z.dim() == 1  # all of r is one sample
-    mse = _reduced("regression", keywords, *_squared_errors(r, y, keywords), one)
-    ce = _reduced("classification", keywords, *_cross_entropies(z, t, keywords), one)
-    pair = keywords.get("loss_weights")
-    if pair is None:
-        alpha = keywords.get("alpha", 0.5)
-        pair = alpha, 1 - alpha
-    loss = pair[0] * mse + pair[1] * ce
+    loss, mse, ce = composition(
+        taken["r"], taken["z"], problem.y, problem.t, problem.grad_output.dtype, **keywords
+    )
     gradients = torch.autograd.grad(loss, list(taken.values()), problem.grad_output)
-    gradients = (g.to(taken[name].dtype) for g, name in zip(gradients, taken, strict=True))
     named = dict(zip(taken, gradients, strict=True))
     parts = {"loss": loss, "regression": mse, "classification": ce}
     return {**{name: part.detach() for name, part in parts.items()}, **named}
-
-
-def _squared_errors(
-    r: Tensor, y: Tensor, keywords: dict[str, Any]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The weighted squared errors, their weights, and which elements are there; all as r."""
-    there = torch.ones_like(y, dtype=torch.bool)
-    if keywords.get("nan_targets") == "ignore":
-        there = ~y.isnan()
-        r, y = r.masked_fill(~there, 0.0), y.masked_fill(~there, 0.0)
-    weight = keywords.get("regression_weight", torch.ones((), device=r.device)) * there
-    return F.mse_loss(r, y, reduction="none") * weight, weight, there
-
-
-def _cross_entropies(
-    z: Tensor, t: Tensor, keywords: dict[str, Any]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The weighted cross-entropies, what they share of the denominator, and which have a label."""
-    mask, class_weight = keywords.get("class_mask"), keywords.get("class_weight")
-    axis, smoothing = min(z.dim() - 1, 1), keywords.get("label_smoothing", 0.0)
-    hard = not t.is_floating_point()
-    there = t != keywords.get("ignore_index", -100) if hard else t.sum(axis) == t.sum(axis)
-    weight = keywords.get("classification_weight", torch.ones((), device=z.device)) * there
-    if mask is None:
-        ignored = {"ignore_index": keywords.get("ignore_index", -100)} if hard else {}
-        losses = F.cross_entropy(
-            z, t, class_weight, reduction="none", label_smoothing=smoothing, **ignored
-        )
-    else:
-        losses = _masked_cross_entropies(z, t.where(there, 0) if hard else t, keywords)
-        losses = losses.masked_fill(~there, 0.0)
-    share = weight if class_weight is None or not hard else weight * class_weight[t.where(there, 0)]
-    return losses * weight, share, there
-
-
-def _masked_cross_entropies(z: Tensor, t: Tensor, keywords: dict[str, Any]) -> Tensor:
-    """One a position, over the classes that the mask leaves."""
-    axis, smoothing = min(z.dim() - 1, 1), keywords.get("label_smoothing", 0.0)
-    mask = keywords["class_mask"]
-    if mask.dim() == 1 and z.dim() > 1:
-        mask = mask.view(1, -1, *[1] * (z.dim() - 2))
-    mask = mask.expand(z.shape)
-    q = t if t.is_floating_point() else F.one_hot(t, z.shape[axis]).movedim(-1, axis)
-    q = (1 - smoothing) * q + smoothing * mask / mask.sum(axis, keepdim=True).clamp(min=1)
-    if keywords.get("class_weight") is not None:
-        q = q * keywords["class_weight"].view(-1, *[1] * (z.dim() - 1 - axis))
-    nowhere = ~mask.any(axis, keepdim=True)
-    log_p = z.masked_fill(~mask, -torch.inf).masked_fill(nowhere, 0.0).log_softmax(axis)
-    log_p = log_p.masked_fill(~mask, -torch.inf).masked_fill(q == 0, 0.0)
-    return -(q * log_p).sum(axis)
-
-
-def _reduced(
-    head: str, keywords: dict[str, Any], losses: Tensor, share: Tensor, there: Tensor, one: bool
-) -> Tensor:
-    """Weighted losses as the reduction, the normalizer and `empty` say."""
-    reduction = keywords.get("reduction", "mean")
-    if reduction == "sum":
-        return losses.sum()
-    if reduction == "none" and not one:
-        losses, there = (x.flatten(1).sum(1) if x.dim() > 1 else x for x in (losses, there))
-        return losses / there.clamp(min=1)
-    if reduction == "none":
-        return losses.sum() / there.sum().clamp(min=1)
-    normalizer = keywords.get(f"{head}_normalizer")
-    if normalizer is not None:
-        return losses.sum() / normalizer
-    total = share.expand(losses.shape).sum()
-    nothing = 0.0 if keywords.get("empty") == "zero" else torch.nan
-    return (losses.sum() / total.where(total != 0, 1.0)).where(total != 0, nothing)
 
 
 def expected(problem: Problem) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
