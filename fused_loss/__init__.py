@@ -1,6 +1,7 @@
 """The loss of models with two heads: alpha * MSE + (1 - alpha) * cross-entropy, in one pass."""
 
-from fused_loss.functional import combined_loss, cross_entropy, mse_loss, task_losses
+from fused_loss.drop_in import cross_entropy, mse_loss
+from fused_loss.functional import combined_loss, task_losses
 from fused_loss.kernels import backend
 from fused_loss.modules import CombinedLoss, DualHead, UncertaintyWeightedLoss
 from fused_loss.spec import Components

@@ -7,7 +7,8 @@ Where the gradient is computed in the forward pass, it alone is kept; where it w
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,75 +16,89 @@ from torch import Tensor
 from fused_loss import kernels
 from fused_loss.spec import LossSpec, LossTensors, Needs
 
-TENSORS = len(LossTensors._fields)
-WEIGHTS = LossTensors._fields.index("weights")
+
+class Call(NamedTuple):
+    """What a node is made for; it stays out of the graph, which would keep its tensors alive."""
+
+    backend: str
+    spec: LossSpec
+    tensors: LossTensors
+    components: bool  # whether they are wanted beside the loss
 
 
 class FusedLoss(torch.autograd.Function):
-    """`(backend, spec, components, *LossTensors) -> (loss, components)`; these take no gradient."""
+    """`(call, r, z, weights) -> loss`, or `(loss, components)`; components take no gradient.
+
+    The three tensors are those of the call that may want a gradient. Few arguments: each costs.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, backend: str, spec: LossSpec, want_components: bool, *tensors: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+        ctx: Any, call: Call, r: Tensor | None, z: Tensor | None, weights: Tensor | None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Compute the loss and, unless it waits, the gradient."""
-        inputs = LossTensors(*tensors)
+        backend, spec, tensors, components = call
         ctx.set_materialize_grads(False)
-        ctx.backend, ctx.spec = backend, spec
-        need = ctx.needs_input_grad[3:]
-        ctx.weights_need = need[WEIGHTS]
-        ctx.needs = Needs(need[0], need[1], want_components or ctx.weights_need)
-        ctx.waits = kernels.gradient_waits(spec, inputs)
-        asked = Needs(False, False, ctx.needs.components) if ctx.waits else ctx.needs
-        outcome = kernels.forward(backend, spec, inputs, asked)
-        if outcome.components is not None:
-            ctx.mark_non_differentiable(outcome.components)
-        gradients = outcome.regression_gradient, outcome.classification_gradient
-        _overwritten(spec, inputs, asked)
+        _, r_needs, z_needs, weights_need = ctx.needs_input_grad
+        needs = Needs(r_needs, z_needs, components or weights_need)
+        waits = kernels.gradient_waits(spec, tensors)
+        asked = Needs(False, False, needs.components) if waits else needs
+        outcome = kernels.forward(backend, spec, tensors, asked)
+        ctx.backend, ctx.spec, ctx.needs, ctx.waits = backend, spec, needs, waits
+        ctx.weights_need = weights_need
+        _overwritten(spec, tensors, asked)
         # Kept by save_for_backward, so that AccumulateGrad can take the gradient's own buffer.
-        kept = inputs if ctx.waits else gradients
-        weighting = (outcome.components, inputs.weights) if ctx.weights_need else (None, None)
-        ctx.save_for_backward(*weighting, *kept)
+        kept: tuple[Tensor | None, ...] = tensors if waits else outcome[2:]
+        if weights_need:
+            kept = *kept, outcome.components, weights
+        ctx.save_for_backward(*kept)
+        if not components:
+            return outcome.loss
+        assert outcome.components is not None
+        ctx.mark_non_differentiable(outcome.components)
         return outcome.loss, outcome.components
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_output: Tensor | None, *_: None
+    ) -> tuple[None, Tensor | None, Tensor | None, Tensor | None]:
         """Gradients of both outputs and of the weights.
 
         Raises:
             RuntimeError: Under `create_graph=True`; under `is_grads_batched=True` where it waits; a
                 second time under `inplace_gradient=True`.
         """
-        gradients: list[Tensor | None] = [None] * TENSORS
-        if grad_output is not None:
-            _refuse(ctx, grad_output)
-            components, weights, *kept = ctx.saved_tensors
-            gradients[:2] = _output_gradients(ctx, kept, grad_output)
-            if ctx.weights_need:
-                gradients[WEIGHTS] = kernels.weights_gradient(components, weights, grad_output)
-        return None, None, None, *gradients
+        if grad_output is None:
+            return None, None, None, None
+        _refuse(ctx, grad_output)
+        kept, grad_weights = ctx.saved_tensors, None
+        if ctx.weights_need:
+            *kept, components, weights = kept
+            grad_weights = kernels.weights_gradient(components, weights, grad_output)
+        grad_r, grad_z = _output_gradients(ctx, kept, grad_output)
+        return None, grad_r, grad_z, grad_weights
 
 
 class HeadLoss(torch.autograd.Function):
-    """One head of a shared pass: `(backend, spec, needs, loss, gradients, *LossTensors) -> loss`.
+    """One head of a shared pass: `(call, needs, output, loss, gradients) -> loss`.
 
-    Only the head's own output takes a gradient: `needs` says which one that is.
+    Only the head's own output takes a gradient: `needs` says which one that is. `gradients` is None
+    where they wait.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        backend: str,
-        spec: LossSpec,
+        call: Call,
         needs: Needs,
+        output: Tensor,
         loss: Tensor,
         gradients: tuple[Tensor | None, Tensor | None] | None,
-        *tensors: Tensor | None,
     ) -> Tensor:
-        """The loss that the shared pass computed; `gradients` is None where they wait."""
+        """The loss that the shared pass computed."""
         ctx.set_materialize_grads(False)
-        ctx.backend, ctx.spec, ctx.needs, ctx.waits = backend, spec, needs, gradients is None
-        ctx.save_for_backward(*(tensors if gradients is None else gradients))
+        ctx.backend, ctx.spec, ctx.needs, ctx.waits = *call[:2], needs, gradients is None
+        ctx.save_for_backward(*(call.tensors if gradients is None else gradients))
         return loss.data  # no view of the other head's: each may be changed in place
 
     @staticmethod
@@ -93,11 +108,12 @@ class HeadLoss(torch.autograd.Function):
         Raises:
             RuntimeError: As `FusedLoss.backward`.
         """
-        gradients: list[Tensor | None] = [None] * TENSORS
+        gradient = None
         if grad_output is not None:
             _refuse(ctx, grad_output)
-            gradients[:2] = _output_gradients(ctx, list(ctx.saved_tensors), grad_output)
-        return *(None,) * 5, *gradients
+            gradients = _output_gradients(ctx, ctx.saved_tensors, grad_output)
+            gradient = gradients[0] if ctx.needs.regression else gradients[1]
+        return None, None, gradient, None, None
 
 
 def head_losses(backend: str, spec: LossSpec, tensors: LossTensors) -> tuple[Tensor, Tensor]:
@@ -120,8 +136,8 @@ def head_losses(backend: str, spec: LossSpec, tensors: LossTensors) -> tuple[Ten
     for head, needs in enumerate((Needs(True, False), Needs(False, True))):
         if wanted[head]:
             kept = None if waits else gradients[head]
-            own = _without_head(tensors, 1 - head)
-            losses[head] = HeadLoss.apply(backend, spec, needs, losses[head], kept, *own)
+            call = Call(backend, spec, _without_head(tensors, 1 - head), False)
+            losses[head] = HeadLoss.apply(call, needs, tensors[head], losses[head], kept)
     return losses[0], losses[1]
 
 
@@ -145,16 +161,8 @@ def _refuse(ctx: Any, grad_output: Tensor) -> None:
 
     A batch of gradients multiplies stored ones; one that waits would be computed row by row.
     """
-    batched = kernels.batched(grad_output)
-    if torch.is_grad_enabled() or (kernels.transform() and not batched) or (batched and ctx.waits):
-        what, mend = "differentiated (create_graph=True)", ""
-        if batched and not torch.is_grad_enabled():
-            what = "batched for float16 or reduction='none'"
-            mend = ", or its gradients one at a time"
-        raise RuntimeError(
-            f'the backward of backend("{ctx.backend}") is closed-form and cannot be {what}: '
-            f'compute this loss under fused_loss.backend("reference"){mend}'
-        )
+    if torch.is_grad_enabled() or kernels.transform() or kernels.batched(grad_output):
+        _refuse_transform(ctx, grad_output)
     if ctx.spec.inplace_gradient and ctx.needs.classification:
         if getattr(ctx, "has_run", False):
             raise RuntimeError(
@@ -164,9 +172,23 @@ def _refuse(ctx: Any, grad_output: Tensor) -> None:
         ctx.has_run = True
 
 
+def _refuse_transform(ctx: Any, grad_output: Tensor) -> None:
+    batched = kernels.batched(grad_output)
+    if batched and not (torch.is_grad_enabled() or ctx.waits):
+        return
+    what, mend = "differentiated (create_graph=True)", ""
+    if batched and not torch.is_grad_enabled():
+        what = "batched for float16 or reduction='none'"
+        mend = ", or its gradients one at a time"
+    raise RuntimeError(
+        f'the backward of backend("{ctx.backend}") is closed-form and cannot be {what}: '
+        f'compute this loss under fused_loss.backend("reference"){mend}'
+    )
+
+
 def _output_gradients(
-    ctx: Any, kept: list[Tensor | None], grad_output: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
+    ctx: Any, kept: Sequence[Tensor | None], grad_output: Tensor
+) -> Sequence[Tensor | None]:
     """Both outputs' gradients, from what was kept."""
     if not ctx.waits:
         return _scaled(ctx, kept, grad_output)
@@ -179,17 +201,12 @@ def _output_gradients(
 
 
 def _scaled(
-    ctx: Any, kept: list[Tensor | None], grad_output: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
+    ctx: Any, kept: Sequence[Tensor | None], grad_output: Tensor
+) -> Sequence[Tensor | None]:
     """The stored gradients times grad_output."""
-    stored = [gradient for gradient in kept if gradient is not None]
-    if stored and kernels.batched(grad_output):
-        kept = [None if gradient is None else gradient * grad_output for gradient in kept]
-    elif stored:
-        # A retained graph runs again: its gradients stay as they are. Not under inplace_gradient.
-        retained = torch._C._autograd._get_current_graph_task_keep_graph()
-        in_place = not retained or (ctx.spec.inplace_gradient and ctx.needs.classification)
-        scaled = iter(kernels.scale(ctx.backend, stored, grad_output, in_place=in_place))
-        kept = [None if gradient is None else next(scaled) for gradient in kept]
-    regression, classification = kept
-    return regression, classification
+    if kernels.batched(grad_output):
+        return [None if gradient is None else gradient * grad_output for gradient in kept]
+    # A retained graph runs again: its gradients stay as they are. Not under inplace_gradient.
+    retained = torch._C._autograd._get_current_graph_task_keep_graph()
+    in_place = not retained or (ctx.spec.inplace_gradient and ctx.needs.classification)
+    return kernels.scale(ctx.backend, kept, grad_output, in_place)

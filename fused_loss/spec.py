@@ -6,6 +6,7 @@ Scalars travel in the spec, which is frozen and hashable; tensors travel as tens
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -42,6 +43,18 @@ class LossTensors(NamedTuple):
     classification_weight: Tensor | None = None  # (N, d1, ...): of each position's cross-entropy
     regression_normalizer: Tensor | None = None  # (), in place of the denominator of "mean"
     classification_normalizer: Tensor | None = None  # ()
+
+    @property
+    def plain(self) -> bool:
+        """Whether no tensor changes what an element or a class counts."""
+        return (
+            self.class_weight is None
+            and self.class_mask is None
+            and self.regression_weight is None
+            and self.classification_weight is None
+            and self.regression_normalizer is None
+            and self.classification_normalizer is None
+        )
 
     @property
     def probabilities(self) -> bool:
@@ -139,6 +152,19 @@ class LossSpec:
             raise TypeError(f"label_smoothing must be a float, got {self.label_smoothing!r}")
         if not 0.0 <= self.label_smoothing <= 1.0:
             raise ValueError(f"label_smoothing must lie in [0, 1], got {self.label_smoothing}")
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether the losses are averaged or summed, and no scalar changes them."""
+        normalizers = self.regression_normalizer, self.classification_normalizer
+        return not (
+            self.per_sample
+            or self.label_smoothing
+            or self.ignores_nan
+            or self.empty != "nan"
+            or self.inplace_gradient
+            or any(number is not None for number in normalizers)
+        )
 
     @property
     def ignores_nan(self) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 
@@ -128,9 +128,11 @@ def batched(grad_output: Tensor) -> bool:
     """
     if torch._C._functorch.is_legacy_batchedtensor(grad_output):
         return True
+    if not torch._C._are_functorch_transforms_active():
+        return False
     layers = torch._C._functorch.get_interpreter_stack() or ()
     vmap = torch._C._functorch.TransformType.Vmap
-    return bool(layers) and all(layer.key() == vmap for layer in layers)
+    return len(layers) > 0 and all(layer.key() == vmap for layer in layers)
 
 
 def _trains(tensors: LossTensors) -> bool:
@@ -224,7 +226,7 @@ def backward(
 
 
 def scale(
-    backend: str, gradients: list[Tensor], grad_output: Tensor, in_place: bool
-) -> list[Tensor]:
-    """Stored gradients times a 0-d `grad_output`, decided on the device where there is one."""
+    backend: str, gradients: Sequence[Tensor | None], grad_output: Tensor, in_place: bool
+) -> Sequence[Tensor | None]:
+    """The stored gradients times a 0-d `grad_output`, decided on the device where there is one."""
     return _module(backend).scale(gradients, grad_output, in_place)

@@ -11,20 +11,29 @@ and for the regression head `d (r-y)²/dr = 2·(r-y)`. Both gradients are finish
 samples that fit the cache, so the only buffer of the logits' size is the gradient itself: log p is
 written into it (or, for half types, into a float32 block) and turned into the gradient in place.
 
-Of few logits the time is that of the operators dispatched, not of the bytes moved: there PyTorch's
-own nll_loss and log_softmax kernels are called, forward and backward, in buffers of their own.
+Small inputs without options take another way: see `eager_few`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fused_loss.kernels import eager_few
 from fused_loss.kernels.eager_classification import Classification
 from fused_loss.kernels.eager_regression import Regression
-from fused_loss.spec import LossSpec, LossTensors, Needs, Outcome, accumulation_dtype
+from fused_loss.spec import (
+    LossSpec,
+    LossTensors,
+    Needs,
+    Outcome,
+    accumulation_dtype,
+    class_axis,
+    index_error,
+)
 
 
 def forward(spec: LossSpec, tensors: LossTensors, needs: Needs) -> Outcome:
@@ -40,13 +49,15 @@ def gradients(
     return outcome.regression_gradient, outcome.classification_gradient
 
 
-def scale(gradients: list[Tensor], grad_output: Tensor, in_place: bool) -> list[Tensor]:
+def scale(
+    gradients: Sequence[Tensor | None], grad_output: Tensor, in_place: bool
+) -> Sequence[Tensor | None]:
     """The stored gradients times a 0-d `grad_output`; in place where nobody else will read them."""
     if not in_place:
-        return [g * grad_output for g in gradients]
+        return [None if g is None else g * grad_output for g in gradients]
     if grad_output.device.type == "cpu" and grad_output.item() == 1:  # no accelerator: no sync
         return gradients
-    return [g.mul_(grad_output) for g in gradients]
+    return [None if g is None else g.mul_(grad_output) for g in gradients]
 
 
 def _run(spec: LossSpec, tensors: LossTensors, needs: Needs, upstream: Tensor | None) -> Outcome:
@@ -58,15 +69,47 @@ def _run(spec: LossSpec, tensors: LossTensors, needs: Needs, upstream: Tensor | 
         w_reg, w_cls = w_reg * upstream, w_cls * upstream
     mse = ce = grad_r = grad_z = None
     if r is not None and (upstream is None or needs.regression):
-        mse, grad_r = Regression(spec, tensors, needs.regression, dtype).run(w_reg)
+        mse, grad_r = _regression(spec, tensors, needs.regression, dtype, w_reg)
     if z is not None and (upstream is None or needs.classification):
-        ce, grad_z = Classification(spec, tensors, needs.classification, dtype).run(w_cls)
+        ce, grad_z = _classification(spec, tensors, needs.classification, dtype, w_cls)
     if mse is None or ce is None:  # cross_entropy or mse_loss alone: weight 1
         only = ce if mse is None else mse
         assert only is not None
         return Outcome(only, None, grad_r, grad_z)
     loss = mse if upstream is not None else _weighted_sum(w_reg, mse, w_cls, ce)
     return Outcome(loss, torch.stack((mse, ce)) if needs.components else None, grad_r, grad_z)
+
+
+def _regression(
+    spec: LossSpec, tensors: LossTensors, need: bool, dtype: torch.dtype, weight: Any
+) -> tuple[Tensor, Tensor | None]:
+    if eager_few.few_elements(spec, tensors):
+        return eager_few.squared_errors(spec, tensors, need, dtype, weight)
+    return Regression(spec, tensors, need, dtype).run(weight)
+
+
+def _classification(
+    spec: LossSpec, tensors: LossTensors, need: bool, dtype: torch.dtype, weight: Any
+) -> tuple[Tensor, Tensor | None]:
+    try:
+        if eager_few.few_logits(spec, tensors):
+            return eager_few.cross_entropy(spec, tensors, need, dtype, weight)
+        return Classification(spec, tensors, need, dtype).run(weight)
+    except (IndexError, RuntimeError) as error:
+        named = _index_error(spec, tensors)
+        if named is None:
+            raise
+        raise named from error
+
+
+def _index_error(spec: LossSpec, tensors: LossTensors) -> IndexError | None:
+    """What an operator's own error was about, if it was a class index; only on a CPU."""
+    z, t = tensors.classification_output, tensors.classification_targets
+    assert z is not None
+    assert t is not None
+    if tensors.probabilities or z.device.type != "cpu":
+        return None
+    return index_error(t, class_axis(z)[0], spec.ignore_index)
 
 
 def _weighted_sum(w_reg: Any, mse: Tensor, w_cls: Any, ce: Tensor) -> Tensor:

@@ -13,22 +13,14 @@ import torch
 from torch import Tensor
 
 from fused_loss.kernels.eager_blocks import (
-    REDUCTIONS,
     blocks,
     by_row,
-    fits,
     in_dtype,
     mean_of,
     number,
     per_labelled,
 )
-from fused_loss.spec import LossSpec, LossTensors, class_axis, index_error
-
-FEW = 32  # logits are few where so many times their number fits a block
-
-nll_loss = torch.ops.aten.nll_loss_forward.default
-nll_loss_backward = torch.ops.aten.nll_loss_backward.default
-log_softmax_backward = torch._log_softmax_backward_data
+from fused_loss.spec import LossSpec, LossTensors, class_axis
 
 
 class Classification:
@@ -64,45 +56,12 @@ class Classification:
         """The reduced loss; weight · its gradient, where that is needed.
 
         Raises:
-            IndexError: On a CPU, a class index lies outside [0, C).
+            IndexError, RuntimeError: On a CPU, a class index lies outside [0, C).
         """
-        try:
-            loss, gradient = self._of_few(weight) if self._few() else self._in_blocks(weight)
-        except (IndexError, RuntimeError) as error:
-            named = None
-            if not self.soft and self.logits.device.type == "cpu":
-                named = index_error(self.targets, self.classes, self.spec.ignore_index)
-            if named is None:
-                raise
-            raise named from error
+        loss, gradient = self._in_blocks(weight)
         if self.one_sample:
             loss = loss[0] if self.spec.per_sample else loss
             gradient = None if gradient is None else gradient[0]
-        return loss, gradient
-
-    def _few(self) -> bool:
-        """Whether plain class indices of few logits (N, C) are averaged or summed on a CPU."""
-        spec, logits = self.spec, self.logits
-        options = self.class_weight, self.mask, self.position_weight, self.normalizer
-        plain = not (self.soft or spec.label_smoothing or spec.inplace_gradient)
-        plain = plain and spec.empty == "nan" and all(option is None for option in options)
-        few = logits.dim() == 2 and logits.numel() > 0 and fits(logits, FEW)
-        return plain and few and not spec.per_sample and logits.device.type == "cpu"
-
-    def _of_few(self, weight: Any) -> tuple[Tensor, Tensor | None]:
-        """By PyTorch's own kernels: two operators forward, two backward."""
-        targets, ignore_index = self.targets, self.spec.ignore_index
-        reduction = REDUCTIONS[self.spec.reduction]
-        log_p = torch.log_softmax(in_dtype(self.logits, self.dtype), 1)
-        loss, labelled = nll_loss(log_p, targets, None, reduction, ignore_index)
-        if not self.need:
-            return loss, None
-        if not isinstance(weight, Tensor):
-            weight = torch.scalar_tensor(weight, dtype=self.dtype, device=log_p.device)
-        hit = nll_loss_backward(weight, log_p, targets, None, reduction, ignore_index, labelled)
-        gradient = in_dtype(log_softmax_backward(hit, log_p, 1, self.dtype), self.logits.dtype)
-        if labelled.item() != len(targets):  # NaN · 0 is not 0
-            gradient.masked_fill_((targets == ignore_index).unsqueeze(1), 0.0)
         return loss, gradient
 
     def _in_blocks(self, weight: Any) -> tuple[Tensor, Tensor | None]:

@@ -12,18 +12,14 @@ import torch
 from torch import Tensor
 
 from fused_loss.kernels.eager_blocks import (
-    REDUCTIONS,
     blocks,
     by_row,
-    fits,
     in_dtype,
     mean_of,
     number,
     per_labelled,
 )
 from fused_loss.spec import LossSpec, LossTensors
-
-mse_loss: Any = torch._C._nn.mse_loss  # without the wrapper, which costs as much as the operator
 
 
 class Regression:
@@ -45,9 +41,6 @@ class Regression:
 
     def run(self, weight: Any) -> tuple[Tensor, Tensor | None]:
         """The reduced loss; weight · its gradient, where that is needed."""
-        plain = self.weight is None and self.normalizer is None and not self.spec.ignores_nan
-        if plain and not self.per_sample and self.r.numel() and fits(self.r):
-            return self._short(weight)
         denominator = self._denominator()
         scale = self._scale(weight, denominator) if self.need else 0.0
         gradient = torch.empty_like(self.r) if self.need else None
@@ -65,16 +58,6 @@ class Regression:
             return (parts[0] if len(parts) == 1 else torch.cat(parts)) / denominator, gradient
         total = parts[0] if len(parts) == 1 else torch.stack(parts).sum()
         return self._reduced(total, denominator), gradient
-
-    def _short(self, weight: Any) -> tuple[Tensor, Tensor | None]:
-        """Mean or sum of what fits a block: every element counts 1."""
-        mean = self.spec.reduction != "sum"  # "none" of one sample is its mean
-        wide, targets = in_dtype(self.r, self.dtype), in_dtype(self.y, self.dtype)
-        loss = mse_loss(wide, targets, REDUCTIONS["mean" if mean else "sum"])
-        if not self.need:
-            return loss, None
-        scale = 2.0 * weight / (self.r.numel() if mean else 1)
-        return loss, in_dtype((wide - targets) * scale, self.r.dtype)
 
     def _blocks(self, gradient: Tensor | None, scale: Any) -> Iterator[tuple[Any, ...]]:
         """`(r, y, weight, gradient, scale)` in blocks: flat, where nothing forbids it."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -20,11 +21,12 @@ from torch import Tensor
 
 from fused_loss.kernels import layout
 from fused_loss.kernels.triton_counts import count_kernel
+from fused_loss.kernels.triton_heads import Heads
 from fused_loss.kernels.triton_per_sample import per_sample_kernel
 from fused_loss.kernels.triton_reduce import reduce_kernel
 from fused_loss.kernels.triton_scale import scale_kernel
-from fused_loss.kernels.triton_table import BLOCK_M, COUNT_BOUND, COUNT_CHUNK, SCALE_BLOCK, tile
-from fused_loss.spec import LossSpec, LossTensors, Needs, Outcome, accumulation_dtype
+from fused_loss.kernels.triton_table import BLOCK_M, COUNT_BOUND, COUNT_CHUNK, SCALE_BLOCK
+from fused_loss.spec import LossSpec, LossTensors, Needs, Outcome
 
 INTERPRETER_PROCESSORS = 2
 
@@ -63,8 +65,19 @@ def gradients(
     return call.r_grad, call.z_grad
 
 
-def scale(gradients: list[Tensor], grad_output: Tensor, in_place: bool) -> list[Tensor]:
+def scale(
+    gradients: Sequence[Tensor | None], grad_output: Tensor, in_place: bool
+) -> Sequence[Tensor | None]:
     """The stored gradients times a 0-d `grad_output`; in place where nobody else will read them."""
+    there = [gradient for gradient in gradients if gradient is not None]
+    if there:
+        scaled = iter(_scaled(there, grad_output, in_place))
+        return [None if gradient is None else next(scaled) for gradient in gradients]
+    return gradients
+
+
+def _scaled(gradients: list[Tensor], grad_output: Tensor, in_place: bool) -> list[Tensor]:
+    """One or two gradients in one launch."""
     results = gradients if in_place else [torch.empty_like(g) for g in gradients]
     a, b = gradients[0], gradients[-1]
     b_elements = b.numel() if len(gradients) > 1 else 0
@@ -131,87 +144,14 @@ class Denominator(NamedTuple):
         return self.kind in ("number", "tensor")
 
 
-class _Call:
-    """One call: both heads as the kernels see them, and the gradients to write."""
-
-    def __init__(
-        self, spec: LossSpec, tensors: LossTensors, needs: Needs, deferred: bool = False
-    ) -> None:
-        r, z = tensors.regression_output, tensors.classification_output
-        self.spec, self.tensors = spec, tensors
-        self.dtype = accumulation_dtype(r, z)
-        self.one_sample = z is not None and z.dim() == 1
-        self.class_weight: Tensor | None = None
-        self.r_grad: Tensor | None = None
-        self.z_grad: Tensor | None = None
-        self.z_home: Tensor | None = None  # where the gradient belongs, if it is written elsewhere
-        self.r = self.y = self.r_out = self.element_weight = layout.Matrix(None)
-        self.z = self.t = self.z_out = self.class_mask = layout.Rows(None)
-        self.position_weight = layout.Rows(None)
-        if r is not None and (needs.regression or not deferred):
-            self._regression(r, needs.regression)
-            self.device = r.device
-        if z is not None and (needs.classification or not deferred):
-            self._classification(z, needs.classification)
-            self.device = z.device
-        self.elements = self.r.rows * self.r.columns
-        self.positions = self.z.samples * self.z.positions
-        self.soft = self.z.tensor is not None and tensors.probabilities
-        self.smooth = self.z.tensor is not None and spec.label_smoothing > 0
-        between_rows = self.z.stride_s if self.z.positions > 1 else self.z.stride_n
-        adjacent = self.z.stride_c == 1 or self.z.stride_c < between_rows
-        targets = self.soft or self.smooth or self.class_weight is not None
-        values = 1 + targets + (self.class_mask.tensor is not None)
-        self.tile = tile(self.z.classes, adjacent, values, self.dtype.itemsize)
-
-    def _regression(self, r: Tensor, need: bool) -> None:
-        y, weight = self.tensors.regression_targets, self.tensors.regression_weight
-        assert y is not None
-        self.r_grad = layout.gradient_like(r, merged=1) if need else None
-        out = r if self.r_grad is None else self.r_grad
-        if self.one_sample and self.spec.per_sample:  # (C,): all of r is one sample
-            r, y, out = r[None], y[None], out[None]
-            weight = None if weight is None else weight[None]
-        self.r, self.y, self.r_out = layout.matrix(r), layout.matrix(y), layout.matrix(out)
-        if weight is not None:
-            self.element_weight = layout.matrix(weight)
-
-    def _classification(self, z: Tensor, need: bool) -> None:
-        t, class_weight = self.tensors.classification_targets, self.tensors.class_weight
-        mask, weight = self.tensors.class_mask, self.tensors.classification_weight
-        assert t is not None
-        self.class_weight = None if class_weight is None else class_weight.contiguous()
-        self.z = layout.rows(z)
-        self.z_out = self.z
-        if need and self.spec.inplace_gradient:
-            self.z_grad = z.detach()
-            self.z_home = None if self.z.tensor is z else self.z_grad
-        elif need:
-            self.z_grad = layout.gradient_like(z, merged=2)
-            self.z_out = layout.rows(self.z_grad)
-        self.t = layout.rows(t) if t.is_floating_point() else layout.index_rows(t)
-        if mask is not None:
-            self.class_mask = layout.rows(mask.view(torch.uint8))
-        if weight is not None:
-            self.position_weight = layout.index_rows(weight)
-
-    def outputs(self) -> tuple[Tensor, Tensor | None]:
-        """Uninitialised loss and components."""
-        shape: tuple[int, ...] = ()
-        if self.spec.per_position:
-            assert self.z.tensor is not None
-            shape = (self.z.samples, *self.z.tensor.shape[2:])
-        elif self.spec.reduction == "none" and not self.one_sample:
-            shape = (self._samples(),)
-        if self.r.tensor is None or self.z.tensor is None:
-            return self._empty(*shape), None
-        return self._empty(*shape), self._empty(2, *shape)
+class _Call(Heads):
+    """The launches of one call."""
 
     def run(
         self, loss: Tensor | None, components: Tensor | None, grad_output: Tensor | None
     ) -> None:
         """Launch the kernel of this reduction: for the loss, or for the gradients alone."""
-        arguments = self._arguments()
+        arguments = self.arguments()
         arguments.update(
             loss_ptr=loss,
             components_ptr=components,
@@ -226,57 +166,6 @@ class _Call:
             assert self.z.tensor is not None
             self.z_home.copy_(self.z.tensor)
 
-    def _arguments(self) -> dict[str, Any]:
-        """What both kernels take: the heads, the weights and the options."""
-        weights = self.tensors.weights
-        kind = "scalars" if weights is None else "pair" if weights.dim() else "alpha"
-        w_reg, w_cls = self.spec.weights or (1.0, 1.0)
-        position_weight = self.position_weight.arguments("position_weight")
-        del position_weight["position_weight_stride_c"]
-        return {
-            **self.r.arguments("r"),
-            **self.y.arguments("y"),
-            **self.r_out.arguments("r_grad"),
-            **self.element_weight.arguments("element_weight"),
-            **self.z.arguments("z"),
-            **self.t.arguments("t"),
-            **self.z_out.arguments("z_grad"),
-            **self.class_mask.arguments("class_mask"),
-            **position_weight,
-            "D": self.r.columns,
-            "S": self.z.positions,
-            "C": self.z.classes,
-            "class_weight_ptr": self.class_weight,
-            "weights_ptr": weights,
-            "weights_stride": weights.stride(0) if kind == "pair" and weights is not None else 0,
-            "ignore_index": self.spec.ignore_index,
-            "w_reg": w_reg,
-            "w_cls": w_cls,
-            "smoothing": float(self.spec.label_smoothing),
-            "HAS_REGRESSION": self.r.tensor is not None,
-            "HAS_CLASSIFICATION": self.z.tensor is not None,
-            "WEIGHTS": kind,
-            **self._options(),
-            "SMOOTH": self.smooth,
-            "GRAD_R": self.r_grad is not None,
-            "GRAD_Z": self.z_grad is not None,
-            "INPLACE": self.z_grad is not None and self.spec.inplace_gradient,
-            "ONE_BLOCK": self.tile.one_block,
-            "BLOCK_C": self.tile.block_c,
-        }
-
-    def _options(self) -> dict[str, Any]:
-        """What every kernel that reads targets is told of them."""
-        return {
-            "SOFT": self.soft,
-            "HAS_WEIGHT": self.class_weight is not None,
-            "HAS_MASK": self.class_mask.tensor is not None,
-            "HAS_POSITION_WEIGHT": self.position_weight.tensor is not None,
-            "HAS_ELEMENT_WEIGHT": self.element_weight.tensor is not None,
-            "IGNORE_NAN": self.r.tensor is not None and self.spec.ignores_nan,
-            "ACC": tl.float64 if self.dtype == torch.float64 else tl.float32,
-        }
-
     def _reduce(self, arguments: dict[str, Any]) -> None:
         n_cls = n_reg = 0
         if self.z.tensor is not None:
@@ -285,7 +174,7 @@ class _Call:
         if self.r.tensor is not None:
             n_reg = _programs(triton.cdiv(self.elements, BLOCK_M), self.tile.warps, self.device)
         ticket = _ticket(self.device)
-        flat = all(m.tensor is None or m.flat for m in self._matrices())
+        flat = self.flat()
         regression, classification = self._denominators(ticket, flat)
         launch(
             reduce_kernel,
@@ -293,7 +182,7 @@ class _Call:
             self.device,
             self.tile.warps,
             **arguments,
-            partials_ptr=self._empty(2, n_cls + n_reg),
+            partials_ptr=self.empty(2, n_cls + n_reg),
             ticket_ptr=ticket,
             r_denominator_ptr=regression.tensor,
             z_denominator_ptr=classification.tensor,
@@ -309,9 +198,6 @@ class _Call:
             ROWS=self.tile.rows,
             BLOCK_M=BLOCK_M,
         )
-
-    def _matrices(self) -> tuple[layout.Matrix, ...]:
-        return self.r, self.y, self.r_out, self.element_weight
 
     def _denominators(self, ticket: Tensor, flat: bool) -> tuple[Denominator, Denominator]:
         """Of both heads; those that a launch of their own has to find are counted here."""
@@ -357,14 +243,14 @@ class _Call:
         """Both denominators of "mean", (2,), in a launch of their own."""
         n_cls = triton.cdiv(self.positions, COUNT_CHUNK) if count_z else 0
         n_reg = triton.cdiv(self.elements, COUNT_CHUNK) if count_r else 0
-        denominators = self._empty(2)
+        denominators = self.empty(2)
         launch(
             count_kernel,
             n_cls + n_reg,
             self.device,
             warps=4,
             denominators_ptr=denominators,
-            partials_ptr=self._empty(n_cls + n_reg),
+            partials_ptr=self.empty(n_cls + n_reg),
             ticket_ptr=ticket,
             t_ptr=self.t.tensor,
             t_stride_n=self.t.stride_n,
@@ -390,7 +276,7 @@ class _Call:
 
     def _options_of_counting(self, count_r: bool, count_z: bool) -> dict[str, Any]:
         """The options of the heads that are counted: others would compile the same code again."""
-        options = self._options()
+        options = self.options()
         del options["HAS_MASK"]
         for name in ("SOFT", "HAS_WEIGHT", "HAS_POSITION_WEIGHT"):
             options[name] = options[name] and count_z
@@ -401,7 +287,7 @@ class _Call:
         return {**options, "COUNT_R": count_r, "COUNT_Z": count_z}
 
     def _per_sample(self, arguments: dict[str, Any], grad_output: Tensor | None) -> None:
-        samples = self._samples()
+        samples = self.samples()
         one_position = self.z.positions == 1 or self.spec.per_position
         rows = BLOCK_M if self.z.tensor is None else self.tile.rows
         group = rows if one_position else 1
@@ -421,12 +307,3 @@ class _Call:
             SAMPLES=group,
             BLOCK_D=max(1, BLOCK_M // group),
         )
-
-    def _samples(self) -> int:
-        if self.spec.per_position:
-            return self.positions
-        return self.r.rows if self.z.tensor is None else self.z.samples
-
-    def _empty(self, *shape: int) -> Tensor:
-        """Scratch in the dtype of the sums."""
-        return torch.empty(shape, dtype=self.dtype, device=self.device)

@@ -116,7 +116,7 @@ def per_sample_kernel(
 
         if HAS_CLASSIFICATION:
             if ONE_POSITION:
-                ce, ce_share = row_tile(
+                ce, _ce_share = row_tile(
                     z, t, z_grad, class_mask, position_weight, class_weight_ptr, n, inside,
                     cls * upstream, S, C, ignore_index, smoothing,
                     SOFT, HAS_WEIGHT, HAS_MASK, HAS_POSITION_WEIGHT, SMOOTH, GRAD_Z, INPLACE,
@@ -136,7 +136,7 @@ def per_sample_kernel(
                 losses = tl.zeros([ROWS], ACC)
                 for start in range(0, S, ROWS):
                     s = start + tl.arange(0, ROWS)
-                    tile_losses, tile_shares = row_tile(
+                    tile_losses, _tile_shares = row_tile(
                         z, t, z_grad, class_mask, position_weight, class_weight_ptr, first + s,
                         s < S, scale + tl.zeros([ROWS], ACC), S, C, ignore_index, smoothing,
                         SOFT, HAS_WEIGHT, HAS_MASK, HAS_POSITION_WEIGHT, SMOOTH, GRAD_Z, INPLACE,
@@ -159,7 +159,7 @@ def per_sample_kernel(
             for start in range(0, D, BLOCK_D):
                 d = start + tl.arange(0, BLOCK_D)[None, :].to(tl.int64)
                 mask = inside[:, None] & (d < D)
-                squared, present = error_tile(
+                squared, _present = error_tile(
                     r, y, r_grad, element_weight, n[:, None] * D + d, mask, D, scale[:, None],
                     HAS_ELEMENT_WEIGHT, IGNORE_NAN, False, GRAD_R, ACC,
                 )  # fmt: skip

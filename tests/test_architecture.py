@@ -16,6 +16,7 @@ ORDER = (
     {"checks", "kernels"},
     {"autograd", "options"},
     {"functional"},
+    {"drop_in"},
     {"modules"},
     {"export"},
     {"bench"},
@@ -140,7 +141,7 @@ SYNCS += ("masked_select", "synchronize", "is_nonzero", "argwhere", "int", "floa
 ALLOWED = {
     # Only of a tensor that is on the CPU already.
     ("kernels/eager.py", "item"): 1,
-    ("kernels/eager_classification.py", "item"): 1,
+    ("kernels/eager_few.py", "item"): 1,
     ("kernels/eager_classification.py", "any"): 1,
     # `index_error`: called for CPU tensors, and under FUSED_LOSS_DEBUG=1.
     ("fused_loss/spec.py", "int"): 1,
@@ -149,7 +150,9 @@ ALLOWED = {
     ("fused_loss/options.py", "float"): 4,
     ("kernels/reference.py", "int"): 5,
     ("fused_loss/modules.py", "float"): 1,
+    ("kernels/triton_heads.py", "float"): 1,
     ("kernels/triton_launch.py", "float"): 1,
+    ("kernels/ops.py", "float"): 1,
 }
 
 
@@ -208,11 +211,14 @@ def test_the_commands_of_the_command_line_exist():
 
 # A source file is tested in test_<folder>_<file>.py; these are tested where it says.
 ELSEWHERE = {
+    "fused_loss/drop_in.py": "test_fused_loss_functional_torch.py",
+    "kernels/eager_few.py": "test_kernels_eager.py",
     "kernels/eager_blocks.py": "test_kernels_eager.py",
     "kernels/eager_classification.py": "test_kernels_eager.py",
     "kernels/eager_regression.py": "test_kernels_eager.py",
     "kernels/triton_tiles.py": "test_kernels_triton_reduce.py",
     "kernels/triton_math.py": "test_kernels_triton_reduce.py",
+    "kernels/triton_heads.py": "test_kernels_triton_launch.py",
     "kernels/triton_counts.py": "test_kernels_triton_launch.py",
     "kernels/triton_table.py": "test_kernels_triton_launch.py",
     "export/session.py": "test_export_runtime.py",

@@ -1,0 +1,156 @@
+"""A checked call as the kernels see it: both heads as strided views, and the gradients to write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from fused_loss.kernels import layout
+from fused_loss.kernels.triton_table import tile
+from fused_loss.spec import LossSpec, LossTensors, Needs, accumulation_dtype
+
+
+class Heads:
+    """The views of one call; `deferred`: a head whose gradient is not needed is left out."""
+
+    def __init__(
+        self, spec: LossSpec, tensors: LossTensors, needs: Needs, deferred: bool = False
+    ) -> None:
+        r, z = tensors.regression_output, tensors.classification_output
+        self.spec, self.tensors = spec, tensors
+        self.dtype = accumulation_dtype(r, z)
+        self.one_sample = z is not None and z.dim() == 1
+        self.class_weight: Tensor | None = None
+        self.r_grad: Tensor | None = None
+        self.z_grad: Tensor | None = None
+        self.z_home: Tensor | None = None  # where the gradient belongs, if it is written elsewhere
+        self.r = self.y = self.r_out = self.element_weight = layout.Matrix(None)
+        self.z = self.t = self.z_out = self.class_mask = layout.Rows(None)
+        self.position_weight = layout.Rows(None)
+        if r is not None and (needs.regression or not deferred):
+            self._regression(r, needs.regression)
+            self.device = r.device
+        if z is not None and (needs.classification or not deferred):
+            self._classification(z, needs.classification)
+            self.device = z.device
+        self.elements = self.r.rows * self.r.columns
+        self.positions = self.z.samples * self.z.positions
+        self.soft = self.z.tensor is not None and tensors.probabilities
+        self.smooth = self.z.tensor is not None and spec.label_smoothing > 0
+        between_rows = self.z.stride_s if self.z.positions > 1 else self.z.stride_n
+        adjacent = self.z.stride_c == 1 or self.z.stride_c < between_rows
+        targets = self.soft or self.smooth or self.class_weight is not None
+        values = 1 + targets + (self.class_mask.tensor is not None)
+        self.tile = tile(self.z.classes, adjacent, values, self.dtype.itemsize)
+
+    def _regression(self, r: Tensor, need: bool) -> None:
+        y, weight = self.tensors.regression_targets, self.tensors.regression_weight
+        assert y is not None
+        self.r_grad = layout.gradient_like(r, merged=1) if need else None
+        out = r if self.r_grad is None else self.r_grad
+        if self.one_sample and self.spec.per_sample:  # (C,): all of r is one sample
+            r, y, out = r[None], y[None], out[None]
+            weight = None if weight is None else weight[None]
+        self.r, self.y, self.r_out = layout.matrix(r), layout.matrix(y), layout.matrix(out)
+        if weight is not None:
+            self.element_weight = layout.matrix(weight)
+
+    def _classification(self, z: Tensor, need: bool) -> None:
+        t, class_weight = self.tensors.classification_targets, self.tensors.class_weight
+        mask, weight = self.tensors.class_mask, self.tensors.classification_weight
+        assert t is not None
+        self.class_weight = None if class_weight is None else class_weight.contiguous()
+        self.z = layout.rows(z)
+        self.z_out = self.z
+        if need and self.spec.inplace_gradient:
+            self.z_grad = z.detach()
+            self.z_home = None if self.z.tensor is z else self.z_grad
+        elif need:
+            self.z_grad = layout.gradient_like(z, merged=2)
+            self.z_out = layout.rows(self.z_grad)
+        self.t = layout.rows(t) if t.is_floating_point() else layout.index_rows(t)
+        if mask is not None:
+            self.class_mask = layout.rows(mask.view(torch.uint8))
+        if weight is not None:
+            self.position_weight = layout.index_rows(weight)
+
+    def outputs(self) -> tuple[Tensor, Tensor | None]:
+        """Uninitialised loss and components."""
+        shape: tuple[int, ...] = ()
+        if self.spec.per_position:
+            assert self.z.tensor is not None
+            shape = (self.z.samples, *self.z.tensor.shape[2:])
+        elif self.spec.reduction == "none" and not self.one_sample:
+            shape = (self.samples(),)
+        if self.r.tensor is None or self.z.tensor is None:
+            return self.empty(*shape), None
+        return self.empty(*shape), self.empty(2, *shape)
+
+    def arguments(self) -> dict[str, Any]:
+        """What both kernels take: the heads, the weights and the options."""
+        weights = self.tensors.weights
+        kind = "scalars" if weights is None else "pair" if weights.dim() else "alpha"
+        w_reg, w_cls = self.spec.weights or (1.0, 1.0)
+        position_weight = self.position_weight.arguments("position_weight")
+        del position_weight["position_weight_stride_c"]
+        return {
+            **self.r.arguments("r"),
+            **self.y.arguments("y"),
+            **self.r_out.arguments("r_grad"),
+            **self.element_weight.arguments("element_weight"),
+            **self.z.arguments("z"),
+            **self.t.arguments("t"),
+            **self.z_out.arguments("z_grad"),
+            **self.class_mask.arguments("class_mask"),
+            **position_weight,
+            "D": self.r.columns,
+            "S": self.z.positions,
+            "C": self.z.classes,
+            "class_weight_ptr": self.class_weight,
+            "weights_ptr": weights,
+            "weights_stride": weights.stride(0) if kind == "pair" and weights is not None else 0,
+            "ignore_index": self.spec.ignore_index,
+            "w_reg": w_reg,
+            "w_cls": w_cls,
+            "smoothing": float(self.spec.label_smoothing),
+            "HAS_REGRESSION": self.r.tensor is not None,
+            "HAS_CLASSIFICATION": self.z.tensor is not None,
+            "WEIGHTS": kind,
+            **self.options(),
+            "SMOOTH": self.smooth,
+            "GRAD_R": self.r_grad is not None,
+            "GRAD_Z": self.z_grad is not None,
+            "INPLACE": self.z_grad is not None and self.spec.inplace_gradient,
+            "ONE_BLOCK": self.tile.one_block,
+            "BLOCK_C": self.tile.block_c,
+        }
+
+    def options(self) -> dict[str, Any]:
+        """What every kernel that reads targets is told of them."""
+        return {
+            "SOFT": self.soft,
+            "HAS_WEIGHT": self.class_weight is not None,
+            "HAS_MASK": self.class_mask.tensor is not None,
+            "HAS_POSITION_WEIGHT": self.position_weight.tensor is not None,
+            "HAS_ELEMENT_WEIGHT": self.element_weight.tensor is not None,
+            "IGNORE_NAN": self.r.tensor is not None and self.spec.ignores_nan,
+            "ACC": tl.float64 if self.dtype == torch.float64 else tl.float32,
+        }
+
+    def flat(self) -> bool:
+        """Whether element n·D + d of everything of the regression head lies at offset n·D + d."""
+        views = self.r, self.y, self.r_out, self.element_weight
+        return all(view.tensor is None or view.flat for view in views)
+
+    def samples(self) -> int:
+        """How many values a loss has under "none"."""
+        if self.spec.per_position:
+            return self.positions
+        return self.r.rows if self.z.tensor is None else self.z.samples
+
+    def empty(self, *shape: int) -> Tensor:
+        """Scratch in the dtype of the sums."""
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
