@@ -66,6 +66,50 @@ def check(spec: LossSpec, tensors: LossTensors) -> None:
             raise error
 
 
+def check_targets(
+    spec: LossSpec,
+    y: Tensor,
+    t: Tensor,
+    class_weight: Tensor | None,
+    regression_weight: Tensor | None,
+    classification_weight: Tensor | None,
+) -> None:
+    """Refuse targets and weights from which no denominator can be counted.
+
+    Raises:
+        TypeError: Not a tensor, or a dtype that a loss cannot take.
+        ValueError: Shapes, devices or options that do not go together.
+    """
+    first = "regression_targets"
+    device = getattr(y, "device", None)
+    _check_tensor(first, y, device, first)
+    _check_tensor("classification_targets", t, device, first)
+    for name, weight in (
+        ("class_weight", class_weight),
+        ("regression_weight", regression_weight),
+        ("classification_weight", classification_weight),
+    ):
+        if weight is not None:
+            _check_tensor(name, weight, device, first)
+            check_constant(name, weight)
+    positions = tuple(t.shape)
+    if t.is_floating_point():
+        _check_probabilities(spec, t)
+        if t.dim() == 0:
+            raise ValueError(
+                f"classification_targets is {t.dtype}, so it holds probabilities and needs a "
+                "dimension of classes; got a 0-d tensor: for a class index call .long()"
+            )
+        classes, positions = class_axis(t)
+        _check_class_weight(class_weight, classes)
+    elif class_weight is not None:
+        _check_class_weight(class_weight, class_weight.numel())
+    _check_weights(
+        ("regression_weight", regression_weight, first, tuple(y.shape)),
+        ("classification_weight", classification_weight, "the positions", positions),
+    )
+
+
 def _name(place: int, tensor: Tensor | None) -> str:
     """The argument at this place: a 0-d tensor of weights is an alpha."""
     name = ARGUMENTS[place]
@@ -73,7 +117,13 @@ def _name(place: int, tensor: Tensor | None) -> str:
     return "alpha" if alpha else name
 
 
-def _check_tensor(name: str, tensor: Tensor | None, device: torch.device | None) -> None:
+def _check_tensor(
+    name: str,
+    tensor: Tensor | None,
+    device: torch.device | None,
+    first: str = "regression_output",
+) -> None:
+    """A dense tensor of numbers (of bools: the mask) on the device of the first argument."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     dtype = tensor.dtype
@@ -86,8 +136,7 @@ def _check_tensor(name: str, tensor: Tensor | None, device: torch.device | None)
         raise TypeError(f"{name} must be a dense tensor: call .to_dense() or .dequantize()")
     if tensor.device != device:
         raise ValueError(
-            f"{name} is on {tensor.device} and regression_output on {device}: "
-            "move all tensors to one device"
+            f"{name} is on {tensor.device} and {first} on {device}: move all tensors to one device"
         )
 
 
@@ -107,19 +156,13 @@ def _check_classification(spec: LossSpec, z: Tensor, t: Tensor) -> None:
     if classes == 0:
         raise ValueError(f"classification_output has shape {tuple(z.shape)}: no class at all")
     if t.is_floating_point():
-        if t.dtype not in FLOAT_DTYPES:
-            raise TypeError(f"classification_targets must not be {t.dtype}: call .float()")
-        if t.shape != z.shape:
+        if t.dtype in FLOAT_DTYPES and t.shape != z.shape:
             mend = "for class indices call .long()" if t.shape == positions else "one a class"
             raise ValueError(
                 f"classification_targets is {t.dtype}, so it holds probabilities and must have the "
                 f"shape of classification_output, {tuple(z.shape)}; got {tuple(t.shape)}: {mend}"
             )
-        if spec.ignore_index >= 0:
-            raise ValueError(
-                f"ignore_index={spec.ignore_index} goes with class indices; classification_targets "
-                "holds probabilities: leave ignore_index at its default"
-            )
+        _check_probabilities(spec, t)
     elif t.shape != positions:
         mend = (
             "for one-hot or probability targets call .float()"
@@ -129,6 +172,16 @@ def _check_classification(spec: LossSpec, z: Tensor, t: Tensor) -> None:
         raise ValueError(
             f"classification_targets holds class indices and must have shape {positions} for "
             f"classification_output of shape {tuple(z.shape)}; got {tuple(t.shape)}: {mend}"
+        )
+
+
+def _check_probabilities(spec: LossSpec, t: Tensor) -> None:
+    if t.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"classification_targets must not be {t.dtype}: call .float()")
+    if spec.ignore_index >= 0:
+        raise ValueError(
+            f"ignore_index={spec.ignore_index} goes with class indices; classification_targets "
+            "holds probabilities: leave ignore_index at its default"
         )
 
 
@@ -146,24 +199,15 @@ def _check_options(spec: LossSpec, tensors: LossTensors, r: Tensor, z: Tensor) -
     classes, positions = class_axis(z)
     if tensors.weights is not None:
         _check_floating("loss_weights" if tensors.weights.dim() else "alpha", tensors.weights)
-    if tensors.class_weight is not None:
-        _check_floating("class_weight", tensors.class_weight)
-        if tensors.class_weight.shape != (classes,):
-            raise ValueError(
-                f"class_weight must have shape ({classes},), one weight a class; "
-                f"got {tuple(tensors.class_weight.shape)}"
-            )
+    _check_class_weight(tensors.class_weight, classes)
     mask = tensors.class_mask
     if mask is not None and mask.shape != (classes,):
         _check_broadcast("class_mask", mask, "classification_output", z.shape)
     of_positions = "the positions of classification_output"
-    for name, weight, what, shape in (
+    _check_weights(
         ("regression_weight", tensors.regression_weight, "regression_output", r.shape),
         ("classification_weight", tensors.classification_weight, of_positions, positions),
-    ):
-        if weight is not None:
-            _check_floating(name, weight)
-            _check_broadcast(name, weight, what, shape)
+    )
     for place in range(REQUIRED + 1, len(tensors)):
         check_constant(ARGUMENTS[place], tensors[place])
     for name in ("regression_normalizer", "classification_normalizer"):
@@ -174,6 +218,25 @@ def _check_options(spec: LossSpec, tensors: LossTensors, r: Tensor, z: Tensor) -
                 raise ValueError(
                     f"{name} must be a number or a 0-d tensor, got shape {tuple(normalizer.shape)}"
                 )
+
+
+def _check_class_weight(weight: Tensor | None, classes: int) -> None:
+    if weight is None:
+        return
+    _check_floating("class_weight", weight)
+    if weight.shape != (classes,):
+        raise ValueError(
+            f"class_weight must have shape ({classes},), one weight a class; "
+            f"got {tuple(weight.shape)}"
+        )
+
+
+def _check_weights(*weights: tuple[str, Tensor | None, str, tuple[int, ...]]) -> None:
+    """Name, weight, and what it weights: its name and its shape."""
+    for name, weight, what, shape in weights:
+        if weight is not None:
+            _check_floating(name, weight)
+            _check_broadcast(name, weight, what, shape)
 
 
 def _check_floating(name: str, tensor: Tensor) -> None:

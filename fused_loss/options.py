@@ -81,11 +81,11 @@ def arrange(
     )
     check(spec, tensors)
     if classification_targets.dtype == torch.uint64:
-        tensors = tensors._replace(classification_targets=_signed(classification_targets))
+        tensors = tensors._replace(classification_targets=signed(classification_targets))
     return spec, tensors.spread()
 
 
-def _signed(indices: Tensor) -> Tensor:
+def signed(indices: Tensor) -> Tensor:
     """uint64 as int64: what is too large stays too large, and is not taken for a negative index."""
     wrapped = indices.view(torch.int64)
     return wrapped.masked_fill(wrapped < 0, torch.iinfo(torch.int64).max)

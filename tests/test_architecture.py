@@ -15,7 +15,7 @@ ORDER = (
     {"spec"},
     {"checks", "kernels"},
     {"autograd", "options"},
-    {"functional"},
+    {"denominators", "functional"},
     {"drop_in"},
     {"modules"},
     {"export"},
