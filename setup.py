@@ -16,11 +16,13 @@ EXTRAS = {
     ],
     "bench": ["pytest>=8", "pytest-benchmark>=5", "rich", "matplotlib>=3.8"],
     "demo": ["palmerpenguins>=0.1.4", "matplotlib>=3.8", "rich"],
+    "examples": ["plotnine>=0.15", "open-spiel>=1.6.11"],
     "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "torchjd>=0.10"],
     "dev": ["ruff", "mypy", "pandas-stubs", "pre-commit"],
 }
 EXTRAS["demo"] += EXTRAS["export"]
-EXTRAS["test"] += EXTRAS["triton"] + EXTRAS["bench"] + EXTRAS["demo"]
+EXTRAS["examples"] += EXTRAS["demo"]
+EXTRAS["test"] += EXTRAS["triton"] + EXTRAS["bench"] + EXTRAS["examples"]
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 
 setup(

@@ -21,7 +21,7 @@ INSTALLED = {
     "export": "fused_loss/export",
     "bench": "fused_loss/bench",
 }
-EXTRAS = {"triton", "export", "bench", "demo", "test", "dev", "all"}
+EXTRAS = {"triton", "export", "bench", "demo", "examples", "test", "dev", "all"}
 
 
 def run(*arguments: object, **environment: str) -> str:
@@ -113,7 +113,7 @@ def test_the_extras_and_their_union(metadata: Message):
     assert set(wanted) == EXTRAS
     assert always == {"torch>=2.11", "numpy>=1.26"}
     assert wanted["all"] == set.union(*(wanted[extra] for extra in EXTRAS - {"all"}))
-    assert wanted["export"] <= wanted["demo"] <= wanted["test"]
+    assert wanted["export"] <= wanted["demo"] <= wanted["examples"] <= wanted["test"]
     # The bare install needs neither of these.
     assert not {what for what in always if what.startswith(("triton", "onnx"))}
 
