@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from _cases import PLACES
 from torch import Tensor
 
 import fused_loss
@@ -111,7 +112,7 @@ PARTS = (3, 1, 4, 2, 2)  # uneven; the second is without a class label, the thir
 N = sum(PARTS)
 
 
-def whole(kind: str) -> tuple[list[Tensor], dict[str, Tensor], dict[str, Any]]:
+def whole(kind: str, device: str = "cpu") -> tuple[list[Tensor], dict[str, Tensor], dict[str, Any]]:
     """float64 `[r, z, y, t]`; what is split with it; what is not."""
     random = torch.Generator().manual_seed(len(kind))
 
@@ -136,8 +137,9 @@ def whole(kind: str) -> tuple[list[Tensor], dict[str, Tensor], dict[str, Any]]:
         split["classification_weight"] = torch.rand(N, *positions, generator=random, dtype=F64)
     fixed: dict[str, Any] = {"nan_targets": "ignore"}
     if kind in ("weights", "soft"):
-        fixed["class_weight"] = of(2.0, 0.5, 1.5, 0.25, 3.0, dtype=F64)
-    return [r, z, y, t], split, fixed
+        fixed["class_weight"] = of(2.0, 0.5, 1.5, 0.25, 3.0, dtype=F64).to(device)
+    split = {name: tensor.to(device) for name, tensor in split.items()}
+    return [tensor.to(device) for tensor in (r, z, y, t)], split, fixed
 
 
 def counted(options: dict[str, Any]) -> dict[str, Any]:
@@ -147,10 +149,10 @@ def counted(options: dict[str, Any]) -> dict[str, Any]:
 KINDS = ("plain", "weights", "positions", "soft", "mask")
 
 
-@pytest.mark.parametrize("backend", ["eager", "reference"])
+@pytest.mark.parametrize(("backend", "device"), [*PLACES, ("reference", "cpu")])
 @pytest.mark.parametrize("kind", KINDS)
-def test_uneven_micro_batches_equal_the_batch(kind: str, backend: str):
-    tensors, split, fixed = whole(kind)
+def test_uneven_micro_batches_equal_the_batch(kind: str, backend: str, device: str):
+    tensors, split, fixed = whole(kind, device)
     parts = list(zip(*(tensor.split(PARTS) for tensor in tensors), strict=True))
     given = [
         {name: tensor.split(PARTS)[k] for name, tensor in split.items()} for k in range(len(PARTS))
@@ -159,7 +161,7 @@ def test_uneven_micro_batches_equal_the_batch(kind: str, backend: str):
         loss_denominators(y, t, **counted(options | fixed))
         for (_, _, y, t), options in zip(parts, given, strict=True)
     )
-    found, expected = [torch.zeros(3, dtype=F64)], []
+    found = [torch.zeros(3, dtype=F64, device=device)]
     r_grads, z_grads = [], []
     with fused_loss.backend(backend):
         for part, options in zip(parts, given, strict=True):

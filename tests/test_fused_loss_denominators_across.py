@@ -1,5 +1,6 @@
 """Two processes under DistributedDataParallel find the gradient that one finds for all rows."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from torch import Tensor
 from fused_loss import backend, combined_loss
 
 SECONDS = 100  # until a process that hangs is ended
+# They meet in a file and talk over the loopback device: no free port, no host name to resolve.
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +26,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     running = [
         subprocess.Popen(
             [sys.executable, _processes.__file__, str(rank), str(folder)],
+            env=os.environ | LOOPBACK,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
