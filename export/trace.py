@@ -16,8 +16,8 @@ from fused_loss.export.errors import OnnxExportError
 from fused_loss.export.losses import translations
 from fused_loss.export.reference import isolated
 from fused_loss.export.signature import MAX_IR_VERSION, Signature, Tensors
+from fused_loss.export.state import OWN
 
-OWN = "model."  # the attribute of `Deployed`
 BFLOAT16 = 16  # of onnx.TensorProto
 FIXED = "the batch axis is not free, does forward reshape to a number of rows? "
 # Rows of the traced batch: 0 and 1 are special to torch.export.
