@@ -6,10 +6,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from _export import contents, edited, initializer, mlp, mlp_bytes, replace_values, rows
+from _export import contents, edited, initializer, mlp, mlp_bytes, mlp_proto, replace_values, rows
 from onnx import TensorProto, helper
 
 from fused_loss.export import OnnxVerificationError, export_onnx, verify_onnx
+from fused_loss.export import draft as draft_file
 from fused_loss.export import to_onnx as to_onnx_file
 
 
@@ -108,11 +109,11 @@ def biased_batches(graph):
 
 
 FAULTS = [
-    (flipped_weight, "both outputs differ at every batch size: is the file of other weights?"),
-    (rounded_weights, "only regression_output differs, at every batch size"),
+    (flipped_weight, "trunk.0.weight in the file is not the model's: 1 of 64 values differ, by up"),
+    (rounded_weights, "regression_head.weight in the file is not the model's: 48 of 48 values"),
     (altered_constant, "regression_output: max error"),
     (nan_weight, "NaN and 0 inf from onnxruntime where PyTorch gives 0 NaN and 0 inf"),
-    (crossed_outputs, "classification_output: max error"),
+    (crossed_outputs, "each output holds the other's values: the heads are exchanged"),
     (swapped_outputs, r"'regression_output'\) \(swapped\), they must be \('regression_output', "),
     (bypassed_node, "regression_output: max error"),
     (removed_node, "not a valid ONNX model: "),
@@ -144,7 +145,8 @@ def refused_everywhere(file, said, tmp_path, monkeypatch):
     """By `export_onnx`, which leaves the folder as it was, and by `verify_onnx` on the file."""
     path = tmp_path / "m.onnx"
     path.write_bytes(b"old")
-    monkeypatch.setattr(to_onnx_file, "traced", lambda *args: file)
+    monkeypatch.setattr(to_onnx_file, "traced", lambda *args: mlp_proto())
+    monkeypatch.setattr(draft_file, "with_metadata", lambda *args: file)
     with pytest.raises(OnnxVerificationError, match=said) as at_export:
         export_onnx(mlp(), rows(), path)
     assert contents(tmp_path) == {"m.onnx": b"old"}
