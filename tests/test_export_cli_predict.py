@@ -140,7 +140,7 @@ def test_a_file_that_is_no_model_and_a_folder_that_is_not_there_are_1(here, caps
     (here / "m.onnx").write_bytes(b"")
     code, out, err = called(capsys, "predict", "m.onnx", "x.csv")
     assert (code, out) == (1, "")
-    assert err.startswith("fused-loss: onnxruntime cannot load m.onnx: ")
+    assert err == "fused-loss: m.onnx is not a valid ONNX model: it is empty (0 bytes)\n"
 
 
 def test_neither_onnx_nor_rich_is_needed_and_onnxruntime_is(capsys, monkeypatch):
