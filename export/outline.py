@@ -155,7 +155,8 @@ def _sparse(value: Value) -> Iterator[StoredTensor]:
 
 
 def _tensor(value: Value) -> StoredTensor:
-    name, kind, dims, is_raw, is_external = "", 0, [], False, False
+    name, kind, is_raw, is_external = "", 0, False, False
+    dims: list[int] = []
     data: list[memoryview] = []
     external: dict[str, str] = {}
     for number, part in fields(message(value)):

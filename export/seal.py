@@ -1,8 +1,8 @@
 """The sha256 that a file carries of itself: neither onnx nor onnxruntime notices a flipped bit.
 
-Two entries of the model's metadata are appended to the serialised model: the digest of its weights,
-wherever they are stored, and last the digest of every byte before it. Protobuf reads the fields of a
-message in any order, so the file stays a plain ONNX model, and nothing must be parsed to check it.
+Two entries of the model's metadata are appended to the serialised model: the digest of its
+weights, wherever they are stored, and last the digest of every byte before it. Protobuf reads the
+fields of a message in any order, so the file stays a plain ONNX model.
 """
 
 from __future__ import annotations

@@ -116,6 +116,8 @@ def test_graphs_within_graphs_end_somewhere():
 def test_an_empty_file_is_named(tmp_path):
     path = tmp_path / "m.onnx"
     path.touch()
-    with pytest.raises(OnnxLoadError, match=r"m.onnx is not .*: it is empty \(0 bytes\)"):
-        with mapped(path):
-            pytest.fail("there is nothing to map")
+    with (
+        pytest.raises(OnnxLoadError, match=r"m.onnx is not .*: it is empty \(0 bytes\)"),
+        mapped(path),
+    ):
+        pytest.fail("there is nothing to map")
