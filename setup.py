@@ -14,13 +14,17 @@ EXTRAS = {
         "rich",
         "safetensors",
     ],
+    "parquet": ["pyarrow>=14"],
+    "examples": ["scikit-learn>=1.3"],
     "bench": ["pytest>=8", "pytest-benchmark>=5", "rich", "matplotlib>=3.8"],
     "demo": ["palmerpenguins>=0.1.4", "matplotlib>=3.8", "rich"],
     "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100"],
     "dev": ["ruff", "mypy", "pandas-stubs", "pre-commit"],
 }
 EXTRAS["demo"] += EXTRAS["export"]
+EXTRAS["examples"] += EXTRAS["export"]
 EXTRAS["test"] += EXTRAS["triton"] + EXTRAS["bench"] + EXTRAS["demo"]
+EXTRAS["test"] += EXTRAS["parquet"] + EXTRAS["examples"]
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 
 setup(

@@ -13,16 +13,16 @@ from fused_loss.export.errors import UsageError
 from fused_loss.export.runtime import OnnxDualHead
 from fused_loss.export.tables import Progress, predict_file
 
-SOURCES = (".csv", ".npy", ".npz")
-TARGETS = (".csv", ".npz")
+SOURCES = (".csv", ".npy", ".npz", ".parquet")
+TARGETS = (".csv", ".npz", ".parquet")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add = parser.add_argument
     add("model", metavar="FILE", type=Path, help="the .onnx file")
-    add("input", metavar="INPUT", type=Path, help="rows to predict: .csv, .npy or .npz")
-    add("-o", "--output", type=Path, metavar="OUT", help=".csv or .npz (CSV on stdout)")
+    add("input", metavar="INPUT", type=Path, help="rows: .csv, .npy, .npz, .parquet")
+    add("-o", "--output", type=Path, metavar="OUT", help=".csv, .npz, .parquet (CSV on stdout)")
     add("--header", choices=HEADER, default="auto", help="whether INPUT.csv begins with names")
     add("--threads", type=int, default=1, help="of onnxruntime (1)")
     add("-q", "--quiet", action="store_true", help="no progress bar, no summary")

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from fused_loss.export.admission import admitted
 from fused_loss.export.errors import OnnxLoadError, require
 
 FATAL = 4  # of onnxruntime's log levels: what goes wrong is raised, not printed
+CPU = "CPUExecutionProvider"
+
+Provider: TypeAlias = "str | tuple[str, dict[str, Any]]"  # a name, and options for it
 
 
 def open_session(
     path: Path,
     *,
     threads: int = 1,
-    providers: Sequence[str] | None = None,
+    providers: Sequence[Provider] | None = None,
+    spinning: bool = True,
     level: str | None = None,
     sha256: str | None = None,
 ) -> Any:
     """An `InferenceSession` that prints nothing; `level` is the optimisation level's name.
 
-    `sha256` is the digest of the only file that is wanted; None takes any.
+    `sha256` is the digest of the only file that is wanted; None takes any. A provider that does not
+    start is a warning that says what is used instead; without the CPU among `providers`, what they
+    cannot run is an error.
 
     Raises:
         FileNotFoundError: No file at `path`.
@@ -38,16 +45,29 @@ def open_session(
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = FATAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     if level is not None:
         options.graph_optimization_level = getattr(
             onnxruntime.GraphOptimizationLevel, f"ORT_{level}"
         )
-    chosen = list(providers) if providers is not None else ["CPUExecutionProvider"]
+    chosen = [CPU] if providers is None else list(providers)
+    names = [provider if isinstance(provider, str) else provider[0] for provider in chosen]
     available = onnxruntime.get_available_providers()
-    if not set(chosen) <= set(available):  # onnxruntime would warn and use the CPU
-        raise ValueError(f"providers must be some of {available}, got {chosen}")
+    if not names or not set(names) <= set(available):  # onnxruntime would warn and use the CPU
+        raise ValueError(f"providers must be some of {available}, got {names}")
+    if CPU not in names:
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        return onnxruntime.InferenceSession(str(real), options, providers=chosen)
+        session = onnxruntime.InferenceSession(str(real), options, providers=chosen)
     except Exception as error:
         reason = str(error).replace(str(real), path.name).replace(str(real.parent), "its folder")
         raise OnnxLoadError(f"onnxruntime cannot load {path.name}: {reason}") from error
+    used = session.get_providers()
+    if not set(names) <= set(used):
+        idle = ", ".join(name for name in names if name not in used)
+        warnings.warn(
+            f"{idle} does not start here: {path.name} runs on {', '.join(used)}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return session

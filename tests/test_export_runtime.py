@@ -60,7 +60,7 @@ def test_arrays_in_arrays_out(path):
     assert session.output_shapes == (("batch", 3), ("batch", 3))
     assert repr(session) == (
         f"OnnxDualHead('{path}': input float32['batch', 4] -> "
-        "regression_output, classification_output)"
+        "regression_output, classification_output, on CPUExecutionProvider)"
     )
 
 
