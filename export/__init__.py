@@ -6,6 +6,7 @@ from fused_loss.export.errors import (
     OnnxLoadError,
     OnnxVerificationError,
 )
+from fused_loss.export.inspection import Inspection, inspect_onnx
 from fused_loss.export.report import Comparison, VerificationReport
 from fused_loss.export.runtime import OnnxDualHead
 from fused_loss.export.to_onnx import ExportResult, export_onnx
@@ -14,6 +15,7 @@ from fused_loss.export.verify import verify_onnx
 __all__ = [
     "Comparison",
     "ExportResult",
+    "Inspection",
     "MissingDependencyError",
     "OnnxDualHead",
     "OnnxExportError",
@@ -21,5 +23,6 @@ __all__ = [
     "OnnxVerificationError",
     "VerificationReport",
     "export_onnx",
+    "inspect_onnx",
     "verify_onnx",
 ]

@@ -1,12 +1,16 @@
 """`OnnxDualHead` and the session behind it; the file is the one that `_export` traces once."""
 
+import hashlib
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
+from _deployed import SPECIES, labelled_bytes
 from _export import contents, edited, mlp, mlp_bytes, rows
 from onnx import TensorProto, helper
 
@@ -162,7 +166,72 @@ def test_threads_below_one_and_a_provider_that_is_not_there(path):
         OnnxDualHead(path, threads=0)
     with pytest.raises(ValueError, match=r"providers must be some of .*CPUExecutionProvider"):
         OnnxDualHead(path, providers=["NoSuchProvider", "CPUExecutionProvider"])
-    assert OnnxDualHead(path, providers=["CPUExecutionProvider"])(rows(1))[0].shape == (1, 3)
+    with pytest.raises(ValueError, match=r"providers must be some of .*, got \[\]"):
+        OnnxDualHead(path, providers=[])
+    session = OnnxDualHead(path, providers=[("CPUExecutionProvider", {})])
+    assert session(rows(1))[0].shape == (1, 3)
+    assert session.providers == ("CPUExecutionProvider",)
+
+
+def test_a_provider_that_does_not_start_is_said(path, monkeypatch):
+    """As onnxruntime has it on a machine without the driver: it is listed, and then not used."""
+    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(wanted))
+    make = onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *args, providers: make(*args, providers=wanted[1:])
+    )
+    said = r"CUDAExecutionProvider does not start here: m.onnx runs on CPUExecutionProvider"
+    with pytest.warns(RuntimeWarning, match=said):
+        session = OnnxDualHead(path, providers=wanted)
+    assert session.providers == ("CPUExecutionProvider",)
+
+
+def test_where_the_cpu_is_not_named_nothing_runs_on_it_unasked(path):
+    # Part of every build for Linux; it runs no operator of this model.
+    with pytest.raises(OnnxLoadError, match="fallback to CPU EP has been explicitly disabled"):
+        OnnxDualHead(path, providers=["AzureExecutionProvider"])
+    both = OnnxDualHead(path, providers=["AzureExecutionProvider", "CPUExecutionProvider"])
+    assert both(rows(1))[0].shape == (1, 3)
+
+
+def test_options_reach_onnxruntime(path):
+    for spinning in (True, False):
+        session = OnnxDualHead(path, threads=2, spinning=spinning)
+        options = session._session.get_session_options()
+        found = options.get_session_config_entry("session.intra_op.allow_spinning")
+        assert (options.intra_op_num_threads, found) == (2, str(int(spinning)))
+        assert session(rows(3))[0].shape == (3, 3)
+
+
+def test_the_file_wanted_and_no_other(path):
+    digest = hashlib.sha256(mlp_bytes()).hexdigest()
+    assert OnnxDualHead(path, sha256=digest)(rows(1))[0].shape == (1, 3)
+    with pytest.raises(OnnxLoadError, match=f"its sha256 is {digest}, 00 is wanted"):
+        OnnxDualHead(path, sha256="00")
+
+
+def test_outputs_by_their_roles_and_the_files_own_label(path):
+    path.write_bytes(labelled_bytes())
+    session, x = OnnxDualHead(path), rows(5).numpy()
+    x[3] = np.nan
+    assert session.output_names == ("regression_output", "classification_output")
+    assert (session.class_names, session.units) == (SPECIES, ("g",))
+    found = session.predict(x)
+    assert all(map(partial(np.array_equal, equal_nan=True), found[:2], session(x)))
+    right = [*found.classification[:3].argmax(1), -1, found.classification[4].argmax()]
+    assert found.label.tolist() == right
+    path.write_bytes(mlp_bytes())
+    assert OnnxDualHead(path).predict(x).label.tolist() == right
+    path.write_bytes(labelled_bytes(class_names=["a", "b"]))
+    with pytest.raises(OnnxLoadError, match=r"m.onnx names 2 classes and has 3"):
+        OnnxDualHead(path)
+
+
+def test_a_warm_up_runs_on_zeros(path):
+    session = OnnxDualHead(path)
+    session.warm_up()
+    session.warm_up(0, 1, 7)
 
 
 def test_a_file_that_cannot_be_run_is_named(tmp_path):
