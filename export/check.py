@@ -8,22 +8,23 @@ without complaint.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fused_loss.export.compare import compare
-from fused_loss.export.diagnose import hint
+from fused_loss.export.compare import Runs, compare, compare_labels
+from fused_loss.export.diagnose import Pattern, hint, joint, pattern
 from fused_loss.export.errors import OnnxLoadError, OnnxVerificationError, require
 from fused_loss.export.inputs import Case
-from fused_loss.export.reference import Heads, Reference
+from fused_loss.export.reference import Arrays, Reference
 from fused_loss.export.report import Comparison, VerificationReport
 from fused_loss.export.session import open_session
-from fused_loss.export.signature import Signature, Tensors
+from fused_loss.export.signature import CLASSIFICATION, LABEL, Signature, Tensors
 from fused_loss.export.structure import Structure
+from fused_loss.export.tolerance import EXACT, Rule
+from fused_loss.export.weights import sha256
 
 LEVELS = ("DISABLE_ALL", "ENABLE_ALL")
 PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
@@ -40,92 +41,143 @@ def accepted(report: VerificationReport) -> VerificationReport:
     return report
 
 
-def check_file(
-    path: Path,
-    reference: Reference,
-    signature: Signature,
-    cases: Iterable[Case],
-    *,
-    structure: Structure,
-    name: str,
-    seed: int,
-    source: str,
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """What PyTorch gives for a case, one tuple a draw; or why it gives nothing."""
+
+    case: Case
+    eager: Sequence[Arrays] = ()
+    exact: Sequence[Arrays] = ()
+    problem: str = ""
+
+    @property
+    def rows(self) -> int:
+        """In all."""
+        return self.case.batch * len(self.case.draws)
+
+
+def expected(reference: Reference, cases: Iterable[Case]) -> list[Expected]:
+    """Run every case in PyTorch, in the file's dtype and in float64."""
+    return [_expected(reference, case) for case in cases]
+
+
+def blank_report(
+    path: Path, structure: Structure, signature: Signature, *, name: str, seed: int, source: str
 ) -> VerificationReport:
-    """Compare, and report without raising; `name` is what the report calls the file."""
-    report = VerificationReport(
+    """What the file says of itself, with nothing compared; `name` is what the report calls it."""
+    return VerificationReport(
         file=name,
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        sha256=sha256(path),
         opset=structure.opset,
         ir_version=structure.ir_version,
         inputs=structure.inputs,
         outputs=structure.outputs,
-        versions={package: _version(package) for package in PACKAGES},
+        versions=versions(),
         seed=seed,
         source=source,
         problems=(*structure.problems, *structure.differences(signature)),
     )
+
+
+def check_file(
+    path: Path,
+    report: VerificationReport,
+    signature: Signature,
+    wanted: Sequence[Expected],
+    rules: Mapping[str, Rule],
+    explain: Callable[[], str] = lambda: "",
+) -> VerificationReport:
+    """Complete a blank report, without raising; `explain` may know why the file fails."""
     if report.problems:
         return report
-    try:
-        sessions = {level: open_session(path, level=level) for level in LEVELS}
-    except OnnxLoadError as error:
-        return dataclasses.replace(report, problems=(str(error).replace(path.name, name),))
-    comparisons = tuple(
-        comparison
-        for case in cases
-        for comparison in _check_case(case, reference, sessions, signature)
-    )
-    return dataclasses.replace(report, comparisons=comparisons, hint=hint(comparisons))
-
-
-def _check_case(
-    case: Case, reference: Reference, sessions: dict[str, Any], signature: Signature
-) -> Iterator[Comparison]:
-    """Two heads at each level; an empty batch that the model refuses is not held against it."""
-    rows = case.batch * len(case.draws)
-
-    def all_heads(
-        problem: str, levels: Iterable[str], passed: bool = False
-    ) -> Iterator[Comparison]:
-        for level in levels:
-            for name in signature.output_names:
-                yield Comparison(name, case.batch, level, rows, passed=passed, problem=problem)
-
-    try:
-        eager = [reference.eager(inputs) for inputs in case.draws]
-    except Exception as error:
-        problem = f"the model itself fails: {_first_line(error)}"
-        yield from all_heads(problem, LEVELS, passed=case.batch == 0)
-        return
-    try:
-        exact = [reference.exact(inputs) for inputs in case.draws]
-    except Exception as error:
-        yield from all_heads(f"the model fails in float64: {_first_line(error)}", LEVELS)
-        return
-    for level, session in sessions.items():
+    found: list[tuple[int, Comparison]] = []
+    patterns: list[Pattern] = []
+    for level in LEVELS:  # one session at a time: a model may take half of the memory
         try:
-            found = [_run(session, inputs, signature) for inputs in case.draws]
-        except Exception as error:
-            yield from all_heads(f"onnxruntime fails: {_first_line(error)}", [level])
-            continue
-        for head, name in enumerate(signature.output_names):
-            runs = ([outputs[head] for outputs in each] for each in (found, eager, exact))
-            yield compare(name, case.batch, level, *runs, classes=head == 1)
+            session = open_session(path, level=level)
+        except OnnxLoadError as error:
+            return dataclasses.replace(
+                report, problems=(str(error).replace(path.name, report.file),)
+            )
+        for i, case in enumerate(wanted):
+            outputs, problem = _outputs(case, session, signature)
+            made = list(_compared(case, level, outputs, problem, signature, rules))
+            found += [(i, one) for one in made]
+            if outputs and case.rows and not all(one.passed for one in made):
+                patterns.append(pattern(outputs, case.exact))
+        del session
+    comparisons = tuple(one for _, one in sorted(found, key=lambda pair: pair[0]))
+    report = dataclasses.replace(report, comparisons=comparisons)
+    if report.passed:
+        return report
+    return dataclasses.replace(report, hint=explain() or hint(comparisons, joint(patterns)))
 
 
-def _run(session: Any, inputs: Tensors, signature: Signature) -> Heads:
+def versions() -> dict[str, str]:
+    """Of the packages that take part."""
+    return {package: str(require(package).__version__) for package in PACKAGES}
+
+
+def run(session: Any, inputs: Tensors, signature: Signature) -> Arrays:
+    """What onnxruntime gives, in the order of the signature."""
     feeds = {
         name: np.ascontiguousarray(tensor.numpy())
         for name, tensor in zip(signature.input_names, inputs, strict=True)
     }
-    regression, classification = session.run(list(signature.output_names), feeds)
-    return regression, classification
+    return tuple(session.run(list(signature.outputs.values()), feeds))
+
+
+def _expected(reference: Reference, case: Case) -> Expected:
+    try:
+        eager = [reference.eager(inputs) for inputs in case.draws]
+    except Exception as error:
+        return Expected(case, problem=f"the model itself fails: {_first_line(error)}")
+    try:
+        exact = [reference.exact(inputs) for inputs in case.draws]
+    except Exception as error:
+        return Expected(case, problem=f"the model fails in float64: {_first_line(error)}")
+    return Expected(case, eager, exact)
+
+
+def _outputs(wanted: Expected, session: Any, signature: Signature) -> tuple[list[Arrays], str]:
+    """What the file gives for a case; or why it gives nothing."""
+    if wanted.problem:
+        return [], wanted.problem
+    try:
+        return [run(session, inputs, signature) for inputs in wanted.case.draws], ""
+    except Exception as error:
+        return [], f"onnxruntime fails: {_first_line(error)}"
+
+
+def _compared(
+    wanted: Expected,
+    level: str,
+    found: Sequence[Arrays],
+    problem: str,
+    signature: Signature,
+    rules: Mapping[str, Rule],
+) -> Iterator[Comparison]:
+    """Every output; an empty batch that the model refuses is not held against the file."""
+    batch, rows = wanted.case.batch, wanted.rows
+    if problem:
+        passed = batch == 0 and problem.startswith("the model itself")
+        for name in signature.outputs.values():
+            yield Comparison(name, batch, level, rows, passed=passed, problem=problem)
+        return
+    runs = {
+        role: Runs(*([one[i] for one in each] for each in (found, wanted.eager, wanted.exact)))
+        for i, role in enumerate(signature.roles)
+    }
+    for role, name in signature.outputs.items():
+        where = (name, batch, level, rows)
+        if role == LABEL:
+            rule = rules.get(signature.outputs[CLASSIFICATION], EXACT)
+            yield compare_labels(*where, runs[LABEL].found, runs[CLASSIFICATION], rule)
+        else:
+            rule = rules.get(name, EXACT)
+            yield compare(*where, runs[role], classes=role == CLASSIFICATION, rule=rule)
 
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def _version(package: str) -> str:
-    return str(require(package).__version__)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
+from fused_loss.export.arrays import load_rows, model_dtype
 from fused_loss.export.cli_model import add_options, load_named, note, reporting, words
+from fused_loss.export.cli_options import add_file_options, file_options
 from fused_loss.export.errors import OnnxVerificationError, UsageError
-from fused_loss.export.signature import INPUT_NAMES, OPSET
+from fused_loss.export.progress import bar
+from fused_loss.export.signature import INPUT_NAMES
 from fused_loss.export.to_onnx import export_onnx, failed_path
 
 
@@ -16,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("out", metavar="OUT", type=Path, help="the .onnx file to write")
     add_options(parser)
-    add("--opset", type=int, default=OPSET, help=f"of the file ({OPSET})")
+    add_file_options(parser)
     add("--input-names", type=words, default=INPUT_NAMES, metavar="A,B", help="one an input")
     add("--keep-failed", action="store_true", help="keep a refused file, as OUT's .failed.onnx")
     add("--force", action="store_true", help="replace OUT, once the new file is verified")
@@ -26,8 +30,8 @@ def run(args: argparse.Namespace) -> int:
     """Export; 0 once the file is at OUT.
 
     Raises:
-        UsageError: OUT is a folder, or exists without --force; no inputs are named; or see
-            `load_named`.
+        UsageError: OUT is a folder, or exists without --force; no inputs are named; options
+            that do not go together or do not fit the model; or see `load_named`.
         OnnxExportError, OnnxVerificationError: As `export_onnx`.
     """
     if args.out.is_dir():
@@ -36,25 +40,34 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.out} exists: --force replaces it, once the new file is verified")
     if args.input_shape is None and args.example is None:
         raise UsageError("one of --input-shape and --example is needed")
-    named = load_named(args, args.input_names)
+    keywords = file_options(args)
+    named = load_named(args, args.input_names, keywords["normalize"])
     assert named.example is not None
+    calibration = None
+    if args.calibration_data is not None:
+        names = args.input_names
+        calibration = load_rows(args.calibration_data, names, model_dtype(named.model))
     if args.checkpoint is None and not args.quiet:
         note("no --checkpoint: these are the weights that the factory made")
+    shown = args.quantize is not None and not args.quiet and sys.stderr.isatty()
     try:
-        with reporting(args) as accept:
+        with reporting(args) as accept, bar("calibrating", shown) as progress:
             result = export_onnx(
                 named.model,
                 named.example,
                 args.out,
-                opset=args.opset,
                 input_names=args.input_names,
-                output_names=args.output_names,
                 verify_batches=args.verify_batches,
                 verify_data=named.data,
-                seed=args.seed,
+                calibration_data=calibration,
+                progress=progress,
                 keep_failed=args.keep_failed,
+                **keywords,
+                **named.keywords,
             )
             accept(result.report)
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
     except OnnxVerificationError:
         if args.keep_failed:
             note(f"the refused file is kept as {failed_path(args.out)}")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -15,7 +15,10 @@ from torch import nn
 from fused_loss.export.arrays import load_rows, model_dtype
 from fused_loss.export.errors import OnnxVerificationError, UsageError
 from fused_loss.export.files import replacing
+from fused_loss.export.heads import as_roles
+from fused_loss.export.options import options
 from fused_loss.export.report import VerificationReport
+from fused_loss.export.scaling import restored
 from fused_loss.export.signature import (
     OUTPUT_NAMES,
     VERIFY_BATCHES,
@@ -29,11 +32,12 @@ EXAMPLE_ROWS = 64
 
 
 class Named(NamedTuple):
-    """What the command line names, loaded."""
+    """What the command line names, loaded; `keywords` are common to exporting and verifying."""
 
     model: nn.Module
     example: Tensors | None
     data: Tensors | None
+    keywords: dict[str, Any]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +50,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--input-shape", type=shape, metavar="3,8,8", help="of one sample: standard normal inputs"
     )
     rows.add_argument("--example", type=Path, metavar="X", help="real rows: .npy, or .npz by name")
-    add("--output-names", type=words, default=OUTPUT_NAMES, metavar="R,C", help="by position")
+    add("--output-names", type=words, default=OUTPUT_NAMES, metavar="R,C", help="of the two heads")
+    add(
+        "--roles",
+        type=pairs,
+        metavar="ROLE=T,...",
+        help="which output of forward is regression, classification, loss: name or position",
+    )
     add(
         "--verify-batches",
         type=whole_numbers,
@@ -55,13 +65,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"batch sizes ({','.join(map(str, VERIFY_BATCHES))})",
     )
     add("--verify-data", type=Path, metavar="X", help="verify on these rows instead")
+    for name, what in (("--atol", "absolute"), ("--rtol", "of the largest value")):
+        add(
+            name,
+            type=limit,
+            action="append",
+            metavar="[OUTPUT:]V",
+            help=f"allow this error, {what}",
+        )
     add("--seed", type=int, default=0, help="of the random inputs (0)")
     add("--report", type=Path, metavar="R.json", help="write the report, of a refused file too")
     add("-q", "--quiet", action="store_true", help="no summary")
 
 
-def load_named(args: argparse.Namespace, input_names: Sequence[str]) -> Named:
-    """Load the model, its weights and its rows.
+def load_named(
+    args: argparse.Namespace, input_names: Sequence[str], normalize: Any = None
+) -> Named:
+    """Load the model, its weights and its rows; random rows are such as `normalize` scales.
 
     Raises:
         UsageError: Something named is not there, or names and batch sizes make no sense.
@@ -71,6 +91,8 @@ def load_named(args: argparse.Namespace, input_names: Sequence[str]) -> Named:
     try:
         names = Signature(tuple(input_names), tuple(args.output_names)).input_names
         batch_sizes("--verify-batches", args.verify_batches)
+        as_roles(args.roles)
+        scalings = options(names, normalize=normalize).normalize
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
     torch.manual_seed(args.seed)
@@ -85,12 +107,23 @@ def load_named(args: argparse.Namespace, input_names: Sequence[str]) -> Named:
             raise UsageError(
                 "--input-shape is for one input: give the rows of several as --example"
             )
-        example = (torch.randn(EXAMPLE_ROWS, *args.input_shape, dtype=dtype),)
+        drawn = torch.randn(EXAMPLE_ROWS, *args.input_shape, dtype=dtype)
+        try:
+            example = restored((drawn,), names, scalings)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
     if args.example is not None:
         example = load_rows(args.example, names, dtype)
     if args.verify_data is not None:
         data = load_rows(args.verify_data, names, dtype)
-    return Named(model, example, data)
+    keywords = {
+        "output_names": args.output_names,
+        "roles": args.roles,
+        "atol": limits(args.atol),
+        "rtol": limits(args.rtol),
+        "seed": args.seed,
+    }
+    return Named(model, example, data, keywords)
 
 
 @contextmanager
@@ -117,6 +150,36 @@ def note(text: str) -> None:
 def words(text: str) -> tuple[str, ...]:
     """ "a,b" -> ("a", "b")."""
     return tuple(word.strip() for word in text.split(","))
+
+
+def pairs(text: str) -> dict[str, str]:
+    """ "a=b,c=d" -> {"a": "b", "c": "d"}."""
+    parts = [word.partition("=") for word in words(text)]
+    if not all(equals for _, equals, _ in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} must be role=output, with commas between")
+    return {name.strip(): value.strip() for name, _, value in parts}
+
+
+def limit(text: str) -> tuple[str, float]:
+    """ "price:0.5" -> ("price", 0.5); without a name it is of every output, ""."""
+    name, _, number = text.rpartition(":")
+    return name, float(number)
+
+
+def limits(given: Sequence[tuple[str, float]] | None) -> float | dict[str, float] | None:
+    """What `--atol` or `--rtol` said, perhaps several times.
+
+    Raises:
+        UsageError: A limit for every output beside one for a single output.
+    """
+    if given is None:
+        return None
+    by_output = dict(given)
+    if "" not in by_output:
+        return by_output
+    if len(by_output) > 1:
+        raise UsageError("give --atol and --rtol for every output at once, or each by its name")
+    return by_output[""]
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from fused_loss.export.cli_model import add_options, load_named, reporting, words
 from fused_loss.export.errors import UsageError
+from fused_loss.export.metadata import recorded
 from fused_loss.export.signature import INPUT_NAMES
-from fused_loss.export.structure import read_structure
+from fused_loss.export.structure import Structure, read_structure
 from fused_loss.export.verify import verify_onnx
 
 
@@ -32,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     if structure.problems:  # there are no inputs to give rows to
         args.input_shape = args.example = args.verify_data = None
     names = args.input_names or tuple(structure.inputs) or INPUT_NAMES
-    named = load_named(args, names)
+    named = load_named(args, names, _normalize(structure))
     with reporting(args) as accept:
         accept(
             verify_onnx(
@@ -41,9 +43,16 @@ def run(args: argparse.Namespace) -> int:
                 named.example,
                 data=named.data,
                 input_names=names,
-                output_names=args.output_names,
                 batches=args.verify_batches,
-                seed=args.seed,
+                **named.keywords,
             )
         )
     return 0
+
+
+def _normalize(structure: Structure) -> Any:
+    """What the file says that it scales its inputs by; damage is for `verify_onnx` to tell."""
+    try:
+        return recorded(structure.metadata).get("normalize")
+    except ValueError:
+        return None

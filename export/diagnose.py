@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
 
 from fused_loss.export.report import Comparison
 
@@ -10,8 +13,63 @@ from fused_loss.export.report import Comparison
 FLOAT32 = 1e-6
 
 
-def hint(comparisons: Sequence[Comparison]) -> str:
-    """A sentence, or nothing where every comparison passes."""
+Arrays: TypeAlias = "tuple[np.ndarray, ...]"
+
+# Of the largest value: below it two arrays are taken for the same.
+ALIKE = 1e-3
+
+COMPILING = (
+    "forward goes another way while it is compiled or exported: does it ask "
+    "torch.compiler.is_compiling()?"
+)
+
+
+class Pattern(NamedTuple):
+    """What the values of a failed case look like.
+
+    Attributes:
+        exchanged: Each of the two heads holds the other's values.
+        shifted: Every output is off by the same in every row, or not at all.
+    """
+
+    exchanged: bool = False
+    shifted: bool = False
+
+
+def pattern(found: Sequence[Arrays], exact: Sequence[Arrays]) -> Pattern:
+    """Of one case: the outputs of each run, and what they should be."""
+    ours, truth = (
+        [np.concatenate([np.atleast_1d(one[i]) for one in runs]) for i in range(len(runs[0]))]
+        for runs in (found, exact)
+    )
+    if any(a.shape != b.shape or a.dtype.kind != "f" for a, b in zip(ours, truth, strict=True)):
+        return Pattern()
+    pairs = list(zip(ours, truth, strict=True))
+    two = len(pairs) == 2 and ours[0].shape == truth[1].shape
+    crossed = two and _alike(ours[0], truth[1]) and _alike(ours[1], truth[0])
+    return Pattern(
+        crossed and not (_alike(*pairs[0]) and _alike(*pairs[1])),
+        len(ours[0]) > 1 and all(_alike(a - b, (a - b)[:1], b) for a, b in pairs),
+    )
+
+
+def joint(patterns: Sequence[Pattern]) -> Pattern:
+    """What all of them show; the last rows of one case may look like anything."""
+    if not patterns:
+        return Pattern()
+    return Pattern(*(all(each) for each in zip(*patterns, strict=True)))
+
+
+def _alike(one: np.ndarray, other: np.ndarray, scale: np.ndarray | None = None) -> bool:
+    if not (np.isfinite(one).all() and np.isfinite(other).all()):
+        return False
+    size = float(np.abs(other if scale is None else scale).max(initial=0.0))
+    return bool((np.abs(one - other) <= ALIKE * size).all())
+
+
+def hint(comparisons: Sequence[Comparison], seen: Pattern | None = None) -> str:
+    """A sentence, or nothing where every comparison passes; `seen` is what the values look like."""
+    seen = seen or Pattern()
     failed = [c for c in comparisons if not c.passed]
     if not failed:
         return ""
@@ -21,6 +79,8 @@ def hint(comparisons: Sequence[Comparison]) -> str:
         return "is this the model that the file was made from?"
     if all("NaN" in c.problem or "finite" in c.problem for c in failed):
         return "does the model overflow, or hold NaN?"
+    if seen.exchanged:
+        return "each output holds the other's values: the heads are exchanged"
     bad_sizes = {c.batch for c in failed}
     if bad_sizes == {0}:
         return "only the empty batch fails: leave 0 out of the batch sizes if it never occurs"
@@ -35,6 +95,8 @@ def hint(comparisons: Sequence[Comparison]) -> str:
             "an error of float32's size: the exporter keeps Python numbers in float32; export "
             "model.float(), or hold them in float64 buffers"
         )
+    if seen.shifted:
+        return "the error is the same in every row: is a bias another one, or permuted?"
     levels = {c.level for c in failed}
     if len(levels) == 1:
         return f"only {levels.pop()} fails: this is onnxruntime's doing; try another opset"

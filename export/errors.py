@@ -14,6 +14,10 @@ class OnnxExportError(RuntimeError):
     """The model could not be written as ONNX, or is not one that this package exports."""
 
 
+class ModelError(OnnxExportError):
+    """The model itself fails on the rows that it is given."""
+
+
 class OnnxLoadError(RuntimeError):
     """A file that onnxruntime does not load, or that does not have two outputs."""
 

@@ -18,7 +18,8 @@ def evaluation_copy(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: Not an `nn.Module`, or a ScriptModule.
-        OnnxExportError: The model cannot be copied, holds NaN, or is in bfloat16.
+        OnnxExportError: The model cannot be copied, stays in training mode, holds NaN, or is in
+            bfloat16.
     """
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise TypeError(
@@ -39,6 +40,12 @@ def evaluation_copy(model: nn.Module) -> nn.Module:
         copied = copy.deepcopy(model, memo).cpu().requires_grad_(False).eval()
     except Exception as error:
         raise OnnxExportError(f"the model cannot be copied to the CPU: {error}") from error
+    for name, module in copied.named_modules():
+        if module.training:
+            raise OnnxExportError(
+                f"{name or 'the model'} ({type(module).__name__}) stays in training mode after "
+                "eval(): a file computes what the model computes in eval mode"
+            )
     _check_state(copied)
     return copied
 

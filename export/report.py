@@ -8,6 +8,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from fused_loss.export.signature import LABEL
+
 SHOWN = 4
 
 
@@ -48,6 +50,53 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Quantization:
+    """What int8 costs and gains, beside the float32 file that was verified first.
+
+    Attributes:
+        mode: "dynamic" or "static".
+        label_agreement: Share of positions whose label is that of float64; None without a head.
+        min_label_agreement: Least share that is accepted.
+        positions: Compared.
+        errors: Output to the largest error against float64.
+        limits: Output to what was allowed.
+        bytes: "fp32" and "int8" to the size of the file.
+        milliseconds: Batch size to "fp32" and "int8" to the median time of a run on one thread.
+    """
+
+    mode: str
+    label_agreement: float | None
+    min_label_agreement: float
+    positions: int
+    errors: dict[str, float]
+    limits: dict[str, float]
+    bytes: dict[str, int]
+    milliseconds: dict[str, dict[str, float]]
+
+    @property
+    def slower(self) -> tuple[str, ...]:
+        """Batch sizes at which int8 takes longer."""
+        return tuple(batch for batch, t in self.milliseconds.items() if t["int8"] > t["fp32"])
+
+    def lines(self) -> list[str]:
+        """For people."""
+        agree = (
+            ""
+            if self.label_agreement is None
+            else (f", labels agree in {self.label_agreement:.2%} of {self.positions}")
+        )
+        size = self.bytes["int8"] / self.bytes["fp32"]
+        found = [f"int8 ({self.mode}): {self.bytes['int8']:,} bytes, {size:.0%} of fp32{agree}"]
+        for batch, times in self.milliseconds.items():
+            slower = "slower, " if batch in self.slower else ""
+            found.append(
+                f"int8 at batch {batch}: {times['int8']:.3g} ms against {times['fp32']:.3g} ms: "
+                f"{slower}{times['fp32'] / times['int8']:.2f} times the speed of fp32"
+            )
+        return found
+
+
+@dataclass(frozen=True)
 class VerificationReport:
     """Everything that was compared, passing or not.
 
@@ -64,6 +113,7 @@ class VerificationReport:
         problems: What is wrong with the file as such (names, axes, damage).
         comparisons: One a head, batch size and level.
         hint: What the pattern of failures suggests.
+        quantization: What int8 costs and gains, of an int8 export.
     """
 
     file: str
@@ -78,6 +128,7 @@ class VerificationReport:
     problems: tuple[str, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     hint: str = ""
+    quantization: Quantization | None = None
 
     @property
     def passed(self) -> bool:
@@ -86,9 +137,28 @@ class VerificationReport:
         return bool(self.comparisons) and agree and not self.problems
 
     @property
+    def tolerance(self) -> dict[str, float]:
+        """Output to the largest error that was allowed at any batch size."""
+        return self._largest("allowed")
+
+    @property
+    def observed_error(self) -> dict[str, float]:
+        """Output to the largest error that was found."""
+        return self._largest("error")
+
+    @property
     def failures(self) -> tuple[Comparison, ...]:
         """The comparisons that do not hold."""
         return tuple(comparison for comparison in self.comparisons if not comparison.passed)
+
+    def _largest(self, field: str) -> dict[str, float]:
+        """To three digits, which is enough to compare by."""
+        largest: dict[str, float] = {}
+        for comparison in self.comparisons:
+            value = getattr(comparison, field)
+            if value is not None:
+                largest[comparison.output] = max(largest.get(comparison.output, 0.0), value)
+        return {output: float(f"{value:.2e}") for output, value in largest.items()}
 
     def failure(self) -> str:
         """The first failures and the hint, in a few lines."""
@@ -106,22 +176,27 @@ class VerificationReport:
             return self.failure()
         lines = [f"{self.file}: opset {self.opset}, IR {self.ir_version}, sha256 {self.sha256}"]
         for output in self.outputs:
+            own = [c for c in self.comparisons if c.output == output]
             worst = max(
-                (c for c in self.comparisons if c.output == output and c.error is not None),
+                (c for c in own if c.error is not None),
                 key=lambda c: (c.error or 0.0) / (c.allowed or math.inf),
                 default=None,
             )
-            if worst is None:
-                continue
-            lines.append(
-                f"{output}: max error {worst.error:.1e} of {worst.allowed:.1e} allowed "
-                f"(batch {worst.batch}, {worst.level})"
-            )
-        return "\n".join(lines)
+            if worst is not None:
+                lines.append(
+                    f"{output}: max error {worst.error:.1e} of {worst.allowed:.1e} allowed "
+                    f"(batch {worst.batch}, {worst.level})"
+                )
+            elif output == LABEL and own and self.quantization is None:
+                lines.append(f"{output}: float64's own wherever it is clear")
+        return "\n".join(lines + (self.quantization.lines() if self.quantization else []))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists, numbers and strings."""
-        return {"passed": self.passed, **dataclasses.asdict(self)}
+        plain = {"passed": self.passed, **dataclasses.asdict(self)}
+        if self.quantization is not None:
+            plain["quantization"]["slower"] = list(self.quantization.slower)
+        return plain
 
     def to_json(self, indent: int = 2) -> str:
         """Standard JSON: a number that is not finite is written as a string."""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 BATCH_AXIS = "batch"
 INPUT_NAMES = ("input",)
 OUTPUT_NAMES = ("regression_output", "classification_output")
+REGRESSION, CLASSIFICATION, LABEL, LOSS = "regression", "classification", "label", "loss"
+HEADS = (REGRESSION, CLASSIFICATION)
 VERIFY_BATCHES = (0, 1, 2, 7, 64)
 OPSET = 20
 MAX_IR_VERSION = 10
@@ -24,7 +25,13 @@ Tensors: TypeAlias = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Signature:
-    """The names of inputs and outputs; outputs are (regression, classification), by position.
+    """The names of inputs and outputs.
+
+    Attributes:
+        input_names: One an input.
+        output_names: Of the two heads, regression first.
+        roles: What the file gives, in its order: the two heads, then "label" and "loss" where they
+            are there; or "loss" alone. The last two are the names of their outputs too.
 
     Raises:
         TypeError: Names that are not a sequence of strings.
@@ -33,6 +40,7 @@ class Signature:
 
     input_names: tuple[str, ...] = INPUT_NAMES
     output_names: tuple[str, ...] = OUTPUT_NAMES
+    roles: tuple[str, ...] = HEADS
 
     def __post_init__(self) -> None:
         """Check the names."""
@@ -48,18 +56,20 @@ class Signature:
                 f"output_names {self.output_names} are swapped: they label the outputs of forward "
                 "by position, regression first"
             )
-        both = (*self.input_names, *self.output_names)
-        if len(set(both)) != len(both):
-            raise ValueError(f"input_names and output_names must all differ, got {both}")
+        every = (*self.input_names, *self.output_names, *self.roles[2:])
+        if len(set(every)) != len(every):
+            raise ValueError(f"input_names and output_names must all differ, got {every}")
 
-    def dynamic_shapes(self, model: nn.Module) -> tuple[Any, ...]:
-        """Axis 0 of every input is `batch`, in the nesting of the arguments of `forward`."""
-        axes = ({0: BATCH_AXIS},) * len(self.input_names)
-        kinds = [p.kind for p in inspect.signature(model.forward).parameters.values()]
-        if inspect.Parameter.VAR_POSITIONAL not in kinds:
-            return axes
-        named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
-        return (*axes[:named], axes[named:]) if named < len(axes) else axes
+    @property
+    def outputs(self) -> dict[str, str]:
+        """Role to name, in the order of the file."""
+        named = dict(zip(HEADS, self.output_names, strict=True))
+        return {role: named.get(role, role) for role in self.roles}
+
+    @property
+    def dynamic_shapes(self) -> tuple[Any, ...]:
+        """Axis 0 of every input is `batch`, in the nesting of `forward(*inputs)`."""
+        return (({0: BATCH_AXIS},) * len(self.input_names),)
 
 
 def as_tensors(argument: str, arrays: Arrays, count: int) -> Tensors:

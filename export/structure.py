@@ -10,7 +10,7 @@ import numpy as np
 
 from fused_loss.export.admission import examined
 from fused_loss.export.errors import OnnxLoadError, require
-from fused_loss.export.signature import Signature
+from fused_loss.export.signature import LOSS, Signature
 
 Shapes = dict[str, "list[int | str]"]
 
@@ -25,6 +25,7 @@ class Structure:
         inputs: Name to shape; a symbolic axis by its name, an unknown one is "?".
         outputs: Name to shape.
         dtypes: Name of an input to its NumPy dtype.
+        metadata: What the file says of itself by key.
         problems: Why it is not a valid model.
     """
 
@@ -33,6 +34,7 @@ class Structure:
     inputs: Shapes = field(default_factory=dict)
     outputs: Shapes = field(default_factory=dict)
     dtypes: dict[str, np.dtype] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
     def differences(self, signature: Signature) -> tuple[str, ...]:
@@ -42,12 +44,14 @@ class Structure:
         found = []
         for kind, names, wanted in (
             ("inputs", tuple(self.inputs), signature.input_names),
-            ("outputs", tuple(self.outputs), signature.output_names),
+            ("outputs", tuple(self.outputs), tuple(signature.outputs.values())),
         ):
             if names != wanted:
                 swapped = " (swapped)" if sorted(names) == sorted(wanted) else ""
                 found.append(f"the {kind} are {names}{swapped}, they must be {wanted}")
         for name, shape in (*self.inputs.items(), *self.outputs.items()):
+            if not shape and name == LOSS and LOSS in signature.roles:
+                continue
             if not shape:
                 found.append(f"{name} has no batch axis")
             elif isinstance(shape[0], int):
@@ -81,6 +85,7 @@ def read_structure(path: Path) -> Structure:
         inputs={value.name: _shape(value) for value in inputs},
         outputs={value.name: _shape(value) for value in model.graph.output},
         dtypes={value.name: _dtype(onnx, value) for value in inputs},
+        metadata={entry.key: entry.value for entry in model.metadata_props},
     )
 
 

@@ -1,19 +1,25 @@
-"""`export_onnx`: trace, clean, write beside the target, verify what was written, then rename it."""
+"""`export_onnx`: trace, write beside the target, verify what was written, then rename it."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from fused_loss.export.check import accepted, check_file
+from fused_loss.export.draft import Draft
 from fused_loss.export.errors import OnnxVerificationError, require
 from fused_loss.export.files import replacing
+from fused_loss.export.heads import as_roles
 from fused_loss.export.inputs import data_cases, drawn_cases
+from fused_loss.export.metadata import weights_file
+from fused_loss.export.options import options
+from fused_loss.export.progress import Progress, silent
+from fused_loss.export.quantize import request
 from fused_loss.export.reference import Reference
 from fused_loss.export.report import VerificationReport
 from fused_loss.export.signature import (
@@ -26,8 +32,9 @@ from fused_loss.export.signature import (
     as_tensors,
     batch_sizes,
 )
-from fused_loss.export.structure import read_structure
+from fused_loss.export.tolerance import Limits, rules_for
 from fused_loss.export.trace import traced
+from fused_loss.export.weights import Outside, lie_outside
 
 
 @dataclass(frozen=True)
@@ -51,30 +58,72 @@ def export_onnx(
     path: str | os.PathLike[str],
     *,
     opset: int = OPSET,
+    dtype: str | None = None,
+    external_data: str = "auto",
     input_names: Sequence[str] = INPUT_NAMES,
     output_names: Sequence[str] = OUTPUT_NAMES,
+    roles: Mapping[str, str | int] | None = None,
+    normalize: Mapping[str, Any] | None = None,
+    denormalize: Mapping[str, Any] | None = None,
+    unit: str | None = None,
+    softmax: bool = False,
+    label: bool = False,
+    class_names: Sequence[str] | None = None,
     verify_batches: Sequence[int] = VERIFY_BATCHES,
     verify_data: Arrays | None = None,
+    atol: Limits = None,
+    rtol: Limits = None,
     seed: int = 0,
+    quantize: str | None = None,
+    calibration_data: Arrays | None = None,
+    min_label_agreement: float | None = None,
+    progress: Progress = silent,
     keep_failed: bool = False,
 ) -> ExportResult:
-    """Write `model` to one `.onnx` file that onnxruntime is known to agree with.
+    """Write `model` to an `.onnx` file that onnxruntime is known to agree with.
 
     The file appears at `path` only once it is verified (see `verify_onnx`); until then, and after
     any failure, what was there before stays. `model` is copied and never touched: it may be in
     training mode, on an accelerator, compiled, or wrapped in `DataParallel`.
 
     Args:
-        model: `forward(*inputs)` returns a flat (regression (N, *), classification (N, C, *)).
-        example: Rows (N, *) like those the model will see; a tuple for several inputs. Verification
+        model: `forward(*inputs)` returns the two heads, regression (N, *) and classification
+            (N, C, *): a tuple in this order; or a named tuple, dataclass or dict that calls them
+            `regression` and `classification` (`_output` may follow), or as `output_names` or
+            `roles` say. Any other output is refused by name.
+        example: Rows (N, *) like those the file will see; a tuple for several inputs. Verification
             draws its inputs in their scale, so several real rows say more than one of zeros.
         path: Where to write.
         opset: Of the file; an exporter that gives another one is an error.
+        dtype: "fp32", or "fp16": weights and arithmetic in half precision, while inputs and outputs
+            keep the model's dtype. None leaves the model's own.
+        external_data: Weights in a file of their own beside `path`: "auto" above 1.5 GiB, "always",
+            or "never".
         input_names: One an input.
         output_names: Of the regression and the classification output.
+        roles: "regression", "classification" or "loss" to the name or position of the tensor that
+            `forward` returns for it; `heads.price` is one within another. A "loss", () or (N,),
+            becomes a further output of that name; a model may return the loss alone.
+        normalize: `{"mean": ..., "std": ...}`, by which the file itself scales its input,
+            `(x - mean) / std`: one number, one for each along axis 1, or one for each element. A
+            mapping of input names to that, for several inputs.
+        denormalize: The same, undone on the regression output, `y * std + mean`; "unit" may stand
+            beside them.
+        unit: Of the regression output, for those who use the file.
+        softmax: The classification output holds probabilities instead of logits.
+        label: A further output `label`, int64: the class of the largest logit.
+        class_names: One a class, kept in the file.
         verify_batches: Batch sizes to verify at.
         verify_data: Rows to verify on instead of random ones.
+        atol, rtol: `atol + rtol * max|y|` in place of the rule of acceptance; a number, or a
+            mapping of output names to numbers.
         seed: Of the random inputs.
+        quantize: "dynamic" or "static" for int8: the float32 file is verified first, and the report
+            says what the other costs and gains.
+        calibration_data: Rows that "static" takes its ranges from.
+        min_label_agreement: Least share of rows to which the int8 file gives float64's label
+            (0.99), over `verify_data`, else `calibration_data`, else `example`.
+        progress: Called with (rows done, rows in all) while calibrating.
         keep_failed: Leave a file that fails verification at `failed_path(path)`.
 
     Raises:
@@ -85,34 +134,54 @@ def export_onnx(
         MissingDependencyError: onnx, onnxruntime or onnxscript is not installed.
     """
     signature = Signature(tuple(input_names), tuple(output_names))
+    asked = options(
+        signature.input_names,
+        dtype=dtype,
+        normalize=normalize,
+        denormalize=denormalize,
+        unit=unit,
+        softmax=softmax,
+        label=label,
+        class_names=class_names,
+        quantize=quantize,
+    )
     sizes = batch_sizes("verify_batches", verify_batches)
     if isinstance(opset, bool) or not isinstance(opset, int):
         raise TypeError(f"opset must be an int, got {opset!r}")
     count = len(signature.input_names)
+    int8 = request(asked, calibration_data, min_label_agreement, progress, count)
     rows = as_tensors("example", example, count)
     data = None if verify_data is None else as_tensors("verify_data", verify_data, count)
     for package in ("onnx", "onnxruntime", "onnxscript"):
         require(package)
-    with replacing(path) as temporary:
-        reference = Reference(model)
-        reference.probe(rows)
-        temporary.write_bytes(traced(reference.module, rows, signature, opset))
-        report = check_file(
-            temporary,
-            reference,
-            signature,
-            drawn_cases(rows, sizes, seed) if data is None else data_cases(data, sizes, seed),
-            structure=read_structure(temporary),
-            name=Path(path).name,
-            seed=seed,
-            source="example" if data is None else "data",
+    reference = Reference(model, rows, signature, options=asked, roles=as_roles(roles))
+    beside = lie_outside(reference.module, external_data, whole=int8 is not None)
+    rules = rules_for(reference.signature, asked, atol, rtol)
+    data = None if data is None else reference.cast(data)
+    with Outside(path) as weights, replacing(path) as temporary:
+        proto = traced(
+            reference.module,
+            reference.example,
+            reference.signature,
+            opset,
+            weights.take if beside else None,
         )
+        draft = Draft(temporary, proto, reference, asked, rules, weights, Path(path).name, seed)
         try:
-            accepted(report)
+            if data is None:
+                draft.verify(drawn_cases(reference.example, sizes, seed), "example")
+            else:
+                draft.verify(data_cases(data, sizes, seed), "data")
+            if int8 is not None:
+                draft.quantize(int8, data, sizes)
         except OnnxVerificationError:
             if keep_failed:
                 shutil.copyfile(temporary, failed_path(path))
+                weights.keep()
             raise
+        report = draft.finish()
+        former = weights_file(Path(path))
+    weights.replaced(former)
     return ExportResult(Path(path), report, report.sha256)
 
 

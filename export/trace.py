@@ -1,11 +1,11 @@
-"""From a module to the bytes of an `.onnx` file, without what the exporter leaves in it."""
+"""From a module to an ONNX model, without what the exporter leaves in it."""
 
 from __future__ import annotations
 
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
@@ -13,23 +13,34 @@ import torch
 from torch import nn
 
 from fused_loss.export.errors import OnnxExportError
+from fused_loss.export.losses import translations
 from fused_loss.export.reference import isolated
-from fused_loss.export.seal import sealed
 from fused_loss.export.signature import MAX_IR_VERSION, Signature, Tensors
 
+OWN = "model."  # the attribute of `Deployed`
+BFLOAT16 = 16  # of onnx.TensorProto
+FIXED = "the batch axis is not free, does forward reshape to a number of rows? "
 # Rows of the traced batch: 0 and 1 are special to torch.export.
 TRACED_ROWS = 3
 
 
-def traced(module: nn.Module, rows: Tensors, signature: Signature, opset: int) -> bytes:
-    """The bytes of the model file, sealed.
+def traced(
+    module: nn.Module,
+    rows: Tensors,
+    signature: Signature,
+    opset: int,
+    outside: Callable[[Any], None] | None = None,
+) -> Any:
+    """The `onnx.ModelProto` of the model, without metadata; `outside` may move its weights away.
 
     Raises:
-        OnnxExportError: The exporter fails, or gives another opset than the one asked for.
+        OnnxExportError: The exporter fails, or gives another opset than the one asked for, or a
+            type that onnxruntime cannot compute with.
+        OSError: The weights cannot be written.
     """
     batch = torch.arange(TRACED_ROWS) % rows[0].shape[0]
     try:
-        with _quiet("torch.onnx", "torch.export", "onnxscript", "onnx_ir"), isolated():
+        with quiet("torch.onnx", "torch.export", "onnxscript", "onnx_ir"), isolated():
             program = torch.onnx.export(
                 module,
                 tuple(tensor[batch] for tensor in rows),
@@ -37,22 +48,48 @@ def traced(module: nn.Module, rows: Tensors, signature: Signature, opset: int) -
                 verbose=False,
                 opset_version=opset,
                 input_names=list(signature.input_names),
-                output_names=list(signature.output_names),
-                dynamic_shapes=signature.dynamic_shapes(module),
+                output_names=list(signature.outputs.values()),
+                dynamic_shapes=signature.dynamic_shapes,
+                custom_translation_table=translations(),
             )
             assert program is not None
+            model = program.model
+            _rename_weights(model)
+            if outside is not None:
+                outside(model)
             proto = cleaned(program.model_proto)
-            written = {entry.domain: entry.version for entry in proto.opset_import}.get("")
-            if written != opset:
-                raise OnnxExportError(
-                    f"opset {opset} was asked for and the exporter gives {written}: "
-                    "18 to 25 are safe, 20 is read everywhere"
-                )
-            return sealed(proto.SerializeToString(deterministic=True))
-    except OnnxExportError:
+    except (OnnxExportError, OSError):
         raise
     except Exception as error:
-        raise OnnxExportError(f"torch.onnx.export failed: {_root(error)}") from error
+        reason = _root(error)
+        fixed = FIXED if "static shape" in reason else ""
+        raise OnnxExportError(f"torch.onnx.export failed: {fixed}{reason}") from error
+    written = {entry.domain: entry.version for entry in proto.opset_import}.get("")
+    if written != opset:
+        raise OnnxExportError(
+            f"opset {opset} was asked for and the exporter gives {written}: "
+            "18 to 25 are safe, 20 is read everywhere"
+        )
+    return _without_bfloat16(proto)
+
+
+def _rename_weights(model: Any) -> None:
+    """Weights have the names that they have in the user's model."""
+    weights = model.graph.initializers
+    for name in [name for name in weights if name.startswith(OWN)]:
+        value = weights.pop(name)
+        value.name = name.removeprefix(OWN)
+        weights[value.name] = value
+
+
+def _without_bfloat16(proto: Any) -> Any:
+    values = (*proto.graph.value_info, *proto.graph.output)
+    if any(value.type.tensor_type.elem_type == BFLOAT16 for value in values):
+        raise OnnxExportError(
+            "forward computes in bfloat16, which onnxruntime cannot on a CPU: is autocast on in "
+            "it, or a .bfloat16()? Export a model that computes in float32"
+        )
+    return proto
 
 
 def cleaned(proto: Any) -> Any:
@@ -90,7 +127,7 @@ def _root(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet(*names: str) -> Iterator[None]:
+def quiet(*names: str) -> Iterator[None]:
     """Without the exporter's notes and graphs on stderr: its error or the file says enough."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]

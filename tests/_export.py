@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fused_loss import DualHead
 from fused_loss.cli import main
 from fused_loss.export.reference import Reference
-from fused_loss.export.signature import Signature
+from fused_loss.export.seal import sealed
 from fused_loss.export.trace import traced
 
 WIDTH, CLASSES = 4, 3
@@ -93,8 +93,29 @@ def rows(count: int = 16, *shape: int, dtype: torch.dtype = torch.float32) -> Te
 
 @cache
 def mlp_bytes() -> bytes:
-    """`mlp()` as a file, traced once a process."""
-    return traced(Reference(mlp()).module, (rows(),), Signature(), 20)
+    """`mlp()` as a file, traced once a process; it records its digest and nothing else."""
+    return sealed(traced_bytes(mlp(), rows()))
+
+
+def traced_bytes(model: nn.Module, *example: Tensor, **options: Any) -> bytes:
+    """A model as a file without metadata."""
+    reference = Reference(model, example, **options)
+    proto = traced(reference.module, reference.example, reference.signature, 20)
+    return proto.SerializeToString(deterministic=True)
+
+
+def mlp_proto() -> Any:
+    """What the tracer gives of `mlp()`."""
+    proto = onnx.load_from_string(mlp_bytes())
+    proto.ClearField("metadata_props")
+    return proto
+
+
+def model_of(path: Path) -> bytes:
+    """A file without its metadata."""
+    proto = onnx.load(path, load_external_data=False)
+    proto.ClearField("metadata_props")
+    return proto.SerializeToString(deterministic=True)
 
 
 def edited(file: bytes, edit: Callable[[Any], None]) -> bytes:

@@ -6,10 +6,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from _export import contents, edited, initializer, mlp, mlp_bytes, replace_values, rows
+from _export import contents, edited, initializer, mlp, mlp_bytes, mlp_proto, replace_values, rows
 from onnx import TensorProto, helper
 
 from fused_loss.export import OnnxVerificationError, export_onnx, verify_onnx
+from fused_loss.export import draft as draft_file
 from fused_loss.export import to_onnx as to_onnx_file
 
 
@@ -144,7 +145,8 @@ def refused_everywhere(file, said, tmp_path, monkeypatch):
     """By `export_onnx`, which leaves the folder as it was, and by `verify_onnx` on the file."""
     path = tmp_path / "m.onnx"
     path.write_bytes(b"old")
-    monkeypatch.setattr(to_onnx_file, "traced", lambda *args: file)
+    monkeypatch.setattr(to_onnx_file, "traced", lambda *args: mlp_proto())
+    monkeypatch.setattr(draft_file, "with_metadata", lambda *args: file)
     with pytest.raises(OnnxVerificationError, match=said) as at_export:
         export_onnx(mlp(), rows(), path)
     assert contents(tmp_path) == {"m.onnx": b"old"}

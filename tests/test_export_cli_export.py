@@ -2,9 +2,21 @@ import json
 import sys
 
 import numpy as np
+import onnx
 import pytest
 import torch
-from _export import called, contents, edited, initializer, mlp, mlp_bytes, replace_values, rows
+from _export import (
+    called,
+    contents,
+    edited,
+    initializer,
+    mlp,
+    mlp_bytes,
+    mlp_proto,
+    model_of,
+    replace_values,
+    rows,
+)
 
 from fused_loss.export import OnnxDualHead
 from fused_loss.export import to_onnx as to_onnx_file
@@ -17,7 +29,7 @@ SHAPE = ("--input-shape", 4)
 def here(tmp_path, monkeypatch):
     """An empty current folder; the tracer gives the file that it made of `mlp()` before."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(to_onnx_file, "traced", lambda *args: mlp_bytes())
+    monkeypatch.setattr(to_onnx_file, "traced", lambda *args: mlp_proto())
     return tmp_path
 
 
@@ -26,7 +38,9 @@ def faulty(monkeypatch):
     def double(graph):
         replace_values(initializer(graph, (3,)), lambda bias: bias * 2)
 
-    monkeypatch.setattr(to_onnx_file, "traced", lambda *args: edited(mlp_bytes(), double))
+    monkeypatch.setattr(
+        to_onnx_file, "traced", lambda *args: onnx.load_from_string(edited(mlp_bytes(), double))
+    )
 
 
 def test_a_verified_file_its_report_and_a_summary(here, capsys):
@@ -84,7 +98,7 @@ def test_a_file_that_is_there_is_replaced_by_force_alone(here, capsys):
     assert (code, contents(here)) == (2, {"m.onnx": b"old"})
     assert err.startswith("fused-loss: m.onnx exists: --force replaces it")
     assert called(capsys, "export", "m.onnx", *MODEL, *SHAPE, "--force")[0] == 0
-    assert contents(here) == {"m.onnx": mlp_bytes()}
+    assert model_of(here / "m.onnx") == mlp_proto().SerializeToString(deterministic=True)
 
 
 @pytest.mark.usefixtures("faulty")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fused_loss.export.compare import compare
+from fused_loss.export.compare import Runs, compare
 
 EPS = 2.0**-23  # of float32
 EAGER_FACTOR, EPS_FACTOR = 16, 64  # the rule, not the code
@@ -15,7 +15,8 @@ def held(found, eager=None, exact=None, *, classes=False, dtype=np.float32):
     exact = found if exact is None else exact
     eager = exact if eager is None else eager
     arrays = [np.array(found, dtype), np.array(eager, dtype), np.array(exact, np.float64)]
-    return compare("head", len(found), "ENABLE_ALL", *([a] for a in arrays), classes=classes)
+    runs = Runs(*([a] for a in arrays))
+    return compare("head", len(found), "ENABLE_ALL", len(found), runs, classes=classes)
 
 
 @pytest.mark.parametrize("scale", [2.0**-100, 1.0, 4096.0])
@@ -54,9 +55,9 @@ def test_the_largest_value_of_all_runs_is_the_scale_of_each():
     runs = [np.zeros((1, 1), np.float32), np.full((1, 1), 8, np.float32)]
     exact = [run.astype(np.float64) for run in runs]
     found = [runs[0] + np.float32(off), runs[1]]
-    assert compare("head", 1, "ENABLE_ALL", found, runs, exact, classes=False).passed
-    assert not compare("head", 1, "", found[:1], runs[:1], exact[:1], classes=False).passed
-    assert compare("head", 1, "", found, runs, exact, classes=False).rows == 2
+    assert compare("head", 1, "", 2, Runs(found, runs, exact), classes=False).passed
+    alone = Runs(found[:1], runs[:1], exact[:1])
+    assert not compare("head", 1, "", 1, alone, classes=False).passed
 
 
 def test_zeros_must_be_zeros():
@@ -99,9 +100,10 @@ def test_a_head_without_a_finite_value_is_refused_and_one_that_only_float64_over
 
 def test_an_empty_batch_agrees_if_its_shape_and_dtype_do():
     empty = np.empty((0, 3), np.float32)
-    assert compare("head", 0, "", [empty], [empty], [empty.astype(float)], classes=True).passed
+    both = [empty], [empty.astype(float)]
+    assert compare("head", 0, "", 0, Runs([empty], *both), classes=True).passed
     other = empty.reshape(0, 1, 3)
-    refused = compare("head", 0, "", [other], [empty], [empty.astype(float)], classes=True)
+    refused = compare("head", 0, "", 0, Runs([other], *both), classes=True)
     assert refused.problem == "float32 (0, 1, 3) from onnxruntime, float32 (0, 3) from PyTorch"
 
 
@@ -110,7 +112,7 @@ def test_an_empty_batch_agrees_if_its_shape_and_dtype_do():
 )
 def test_shape_and_dtype_are_those_of_eager(found):
     eager = np.ones(2, np.float32)
-    comparison = compare("head", 2, "", [found], [eager], [np.ones(2)], classes=False)
+    comparison = compare("head", 2, "", 2, Runs([found], [eager], [np.ones(2)]), classes=False)
     assert not comparison.passed
     assert f"{found.dtype} {found.shape} from onnxruntime" in comparison.problem
 

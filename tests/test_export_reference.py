@@ -6,6 +6,7 @@ from torch import nn
 
 from fused_loss.export.errors import OnnxExportError
 from fused_loss.export.reference import Reference, isolated
+from fused_loss.export.signature import Signature
 
 
 class Two(nn.Module):
@@ -24,7 +25,7 @@ def float64(model, *inputs):
 
 
 def test_eager_is_the_model_and_exact_is_the_model_in_float64():
-    reference = Reference(mlp().train())
+    reference = Reference(mlp().train(), (rows(),))
     with torch.no_grad():
         expected = mlp().eval()(rows())
     eager, exact = reference.eager((rows(),)), reference.exact((rows(),))
@@ -38,7 +39,7 @@ def test_eager_is_the_model_and_exact_is_the_model_in_float64():
 
 def test_integers_stay_integers():
     inputs = (rows(8), torch.arange(16).reshape(8, 2) % 5)
-    found = Reference(TwoInputs()).exact(inputs)
+    found = Reference(TwoInputs(), inputs, Signature(("numbers", "index"))).exact(inputs)
     assert [head.dtype for head in found] == [np.float64] * 2
 
 
@@ -46,20 +47,23 @@ def test_integers_stay_integers():
     "outputs",
     [
         lambda x: (x.float().exp(), x.to(torch.float32) / 3),
-        lambda x: (x.half().exp().bfloat16(), torch.zeros(x.shape, dtype=torch.float32) + x / 3),
+        lambda x: (
+            x.half().exp().bfloat16().float(),
+            torch.zeros(x.shape, dtype=torch.float32) + x / 3,
+        ),
         lambda x: (x.clone().exp_(), x.div_(torch.full_like(x, 3.0))),
     ],
 )
 def test_exact_is_in_float64_whatever_dtype_forward_names(outputs):
     x = rows(5)
-    regression, classification = Reference(Two(outputs)).exact((x,))
+    regression, classification = Reference(Two(outputs), (x,)).exact((x,))
     assert np.array_equal(regression, x.double().exp().numpy())
     assert np.array_equal(classification, x.double().numpy() / 3)
 
 
 def test_a_run_leaves_the_inputs_and_the_random_state_as_they_were():
     x, state = rows(5), torch.get_rng_state()
-    reference = Reference(Two(lambda x: (x.mul_(2), torch.randn(1) * 0 + x)))
+    reference = Reference(Two(lambda x: (x.mul_(2), torch.randn(1) * 0 + x)), (x,))
     reference.eager((x,))
     reference.exact((x,))
     assert torch.equal(x, rows(5))
@@ -86,16 +90,16 @@ class Counts(nn.Module):
 @pytest.mark.parametrize("model", [Noisy, Counts, lambda: Two(lambda x: (x, x[:-1]))])
 def test_a_model_that_does_not_repeat_or_loses_rows_is_named(model):
     with pytest.raises(OnnxExportError, match=r"two runs differ|must have shape \(16, C, \.\.\.\)"):
-        Reference(model()).probe((rows(),))
+        Reference(model(), (rows(),))
 
 
 @pytest.mark.parametrize(
     ("outputs", "said"),
     [
-        (lambda x: x, "flat tuple .* got Tensor: wrap"),
-        (lambda x: {"r": x, "c": x}, r"got a dict with keys \['r', 'c'\]"),
-        (lambda x: (x, (x, x)), r"got tuple of \['Tensor', 'tuple'\]"),
-        (lambda x: (x, x, x), "got 3"),
+        (lambda x: x, r"two heads, \(regression, classification\), got 1 tensor.*: wrap"),
+        (lambda x: {"r": x, "c": x}, r"returns \['r', 'c'\], and the regression head is not one"),
+        (lambda x: (x, "x"), "must return tensors, and 1 is a str: wrap"),
+        (lambda x: (x, x, x), r"returns 3 tensors, and \['2'\] is neither head"),
         (lambda x: (x, x.argmax(1)), "classification output must be floating point, got torch.int"),
         (lambda x: (x, x[:, 0]), r"classification output of 16 rows .*\(16, C, ...\), got \(16,\)"),
         (lambda x: (x.sum(), x), r"regression output of 16 rows .*\(16, ...\), got \(\)"),
@@ -105,8 +109,8 @@ def test_a_model_that_does_not_repeat_or_loses_rows_is_named(model):
 )
 def test_what_is_not_two_heads_is_named(outputs, said):
     with pytest.raises(OnnxExportError, match=said):
-        Reference(Two(outputs)).probe((rows(),))
+        Reference(Two(outputs), (rows(),))
 
 
 def test_a_list_and_a_vector_of_regressions_are_two_heads():
-    Reference(Two(lambda x: [x[:, 0], x])).probe((rows(),))
+    Reference(Two(lambda x: [x[:, 0], x]), (rows(),))

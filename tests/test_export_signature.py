@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from fused_loss.export.signature import OUTPUT_NAMES, Signature, as_tensors, batch_sizes
 
@@ -32,22 +31,21 @@ def test_a_list_of_names_is_kept_as_a_tuple():
     assert Signature(["a", "b"]) == Signature(("a", "b"), OUTPUT_NAMES)
 
 
-class Plain(nn.Module):
-    def forward(self, x, y=None):
-        return x, y
-
-
-class Star(nn.Module):
-    def forward(self, x, *others):
-        return x, others
-
-
 def test_axis_0_of_every_input_is_the_batch_in_the_nesting_of_forward():
     batch = {0: "batch"}
-    two, three = Signature(("a", "b")), Signature(("a", "b", "c"))
-    assert two.dynamic_shapes(Plain()) == (batch, batch)
-    assert three.dynamic_shapes(Star()) == (batch, (batch, batch))
-    assert Signature(("a",)).dynamic_shapes(Star()) == (batch,)
+    assert Signature(("a", "b")).dynamic_shapes == ((batch, batch),)
+    assert Signature(("a",)).dynamic_shapes == ((batch,),)
+
+
+def test_outputs_are_named_by_role_in_the_order_of_the_file():
+    roles = ("regression", "classification", "label", "loss")
+    outputs = Signature(output_names=("price", "grade"), roles=roles).outputs
+    assert list(outputs.items()) == list(
+        zip(roles, ("price", "grade", "label", "loss"), strict=True)
+    )
+    assert Signature(roles=("loss",)).outputs == {"loss": "loss"}
+    with pytest.raises(ValueError, match="must all differ"):
+        Signature(output_names=("price", "label"), roles=roles)
 
 
 def test_arrays_become_tensors_of_the_same_values():
