@@ -34,8 +34,8 @@ def programs(path: Path, batch: int) -> dict[str, Callable[[], object]]:
     ours = OnnxDualHead(path)
     ours.warm_up(batch)
     bound, names = ours.bind(batch), list(ours.output_names)
-    x = np.random.default_rng(0).standard_normal(bound.inputs[0].shape).astype(np.float32)
     feed = bound.inputs[0]
+    x = np.random.default_rng(0).standard_normal(feed.shape, np.float32)
 
     def with_binding() -> object:
         feed[:] = x
