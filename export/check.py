@@ -8,7 +8,7 @@ without complaint.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from fused_loss.export.reference import Arrays, Reference
 from fused_loss.export.report import Comparison, VerificationReport
 from fused_loss.export.session import open_session
 from fused_loss.export.signature import CLASSIFICATION, LABEL, Signature, Tensors
+from fused_loss.export.state import differences
 from fused_loss.export.structure import Structure
 from fused_loss.export.tolerance import EXACT, Rule
 from fused_loss.export.weights import sha256
@@ -85,9 +86,9 @@ def check_file(
     signature: Signature,
     wanted: Sequence[Expected],
     rules: Mapping[str, Rule],
-    explain: Callable[[], str] = lambda: "",
+    reference: Reference,
 ) -> VerificationReport:
-    """Complete a blank report, without raising; `explain` may know why the file fails."""
+    """Complete a blank report, without raising."""
     if report.problems:
         return report
     found: list[tuple[int, Comparison]] = []
@@ -108,9 +109,11 @@ def check_file(
         del session
     comparisons = tuple(one for _, one in sorted(found, key=lambda pair: pair[0]))
     report = dataclasses.replace(report, comparisons=comparisons)
+    others = differences(path, reference.module)
     if report.passed:
-        return report
-    return dataclasses.replace(report, hint=explain() or hint(comparisons, joint(patterns)))
+        return dataclasses.replace(report, problems=others)
+    why = _of_weights(others) or reference.explain() or hint(comparisons, joint(patterns))
+    return dataclasses.replace(report, hint=why)
 
 
 def versions() -> dict[str, str]:
@@ -176,6 +179,11 @@ def _compared(
         else:
             rule = rules.get(name, EXACT)
             yield compare(*where, runs[role], classes=role == CLASSIFICATION, rule=rule)
+
+
+def _of_weights(others: Sequence[str]) -> str:
+    more = f"; {len(others) - 1} more differ: is the file of other weights?"
+    return "" if not others else others[0] + (more if len(others) > 1 else "")
 
 
 def _first_line(error: Exception) -> str:

@@ -49,7 +49,7 @@ def pattern(found: Sequence[Arrays], exact: Sequence[Arrays]) -> Pattern:
     crossed = two and _alike(ours[0], truth[1]) and _alike(ours[1], truth[0])
     return Pattern(
         crossed and not (_alike(*pairs[0]) and _alike(*pairs[1])),
-        len(ours[0]) > 1 and all(_alike(a - b, (a - b)[:1], b) for a, b in pairs),
+        len(ours[0]) > 1 and all(_shifted(*pair) for pair in pairs),
     )
 
 
@@ -60,11 +60,18 @@ def joint(patterns: Sequence[Pattern]) -> Pattern:
     return Pattern(*(all(each) for each in zip(*patterns, strict=True)))
 
 
-def _alike(one: np.ndarray, other: np.ndarray, scale: np.ndarray | None = None) -> bool:
+def _shifted(ours: np.ndarray, truth: np.ndarray) -> bool:
+    """The same error in every row, beside rounding."""
+    error = ours - truth
+    rounding = FLOAT32 * float(np.abs(truth).max(initial=0.0))
+    return _alike(error, error[:1], rounding)
+
+
+def _alike(one: np.ndarray, other: np.ndarray, slack: float = 0.0) -> bool:
     if not (np.isfinite(one).all() and np.isfinite(other).all()):
         return False
-    size = float(np.abs(other if scale is None else scale).max(initial=0.0))
-    return bool((np.abs(one - other) <= ALIKE * size).all())
+    size = float(np.abs(other).max(initial=0.0))
+    return bool((np.abs(one - other) <= ALIKE * size + slack).all())
 
 
 def hint(comparisons: Sequence[Comparison], seen: Pattern | None = None) -> str:

@@ -129,7 +129,7 @@ class Draft:
             seed=self._seed,
             source=source,
         )
-        return check_file(self.path, blank, signature, wanted, rules, self._reference.explain)
+        return check_file(self.path, blank, signature, wanted, rules, self._reference)
 
     def _measured(
         self,

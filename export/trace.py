@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from fused_loss.export.errors import OnnxExportError
-from fused_loss.export.losses import translations
+from fused_loss.export.losses import ComposedLosses
 from fused_loss.export.reference import isolated
 from fused_loss.export.signature import MAX_IR_VERSION, Signature, Tensors
+from fused_loss.export.state import OWN
 
-OWN = "model."  # the attribute of `Deployed`
 BFLOAT16 = 16  # of onnx.TensorProto
+SPEAKERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 FIXED = "the batch axis is not free, does forward reshape to a number of rows? "
 # Rows of the traced batch: 0 and 1 are special to torch.export.
 TRACED_ROWS = 3
@@ -40,7 +41,7 @@ def traced(
     """
     batch = torch.arange(TRACED_ROWS) % rows[0].shape[0]
     try:
-        with quiet("torch.onnx", "torch.export", "onnxscript", "onnx_ir"), isolated():
+        with quiet(*SPEAKERS), isolated(), ComposedLosses():
             program = torch.onnx.export(
                 module,
                 tuple(tensor[batch] for tensor in rows),
@@ -50,7 +51,6 @@ def traced(
                 input_names=list(signature.input_names),
                 output_names=list(signature.outputs.values()),
                 dynamic_shapes=signature.dynamic_shapes,
-                custom_translation_table=translations(),
             )
             assert program is not None
             model = program.model

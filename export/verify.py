@@ -135,7 +135,7 @@ def verify_onnx(
     report = replace(report, problems=problems)
     if options.quantize is not None:
         rules = int8_rules(rules, signature, wanted)
-    report = check_file(path, report, signature, wanted, rules, reference.explain)
+    report = check_file(path, report, signature, wanted, rules, reference)
     if options.quantize is not None and not report.problems:
         session = open_session(path)
         found = label_agreement(signature, wanted, lambda x: run(session, x, signature))

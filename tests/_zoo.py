@@ -21,6 +21,8 @@ class Encoder(nn.Module):
         layer = nn.TransformerEncoderLayer(WIDTH, 4, 64, batch_first=True, dropout=0.1)
         self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         self.heads = DualHead(nn.Identity(), nn.Linear(WIDTH, 1), nn.Linear(WIDTH, 5))
+        for weight in self.parameters():  # PyTorch begins with equal layers and biases of 0
+            nn.init.normal_(weight, std=0.2)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self.heads(self.encoder(x).mean(1))
@@ -31,7 +33,8 @@ class Masked(nn.Module):
 
     def __init__(self, forbidden: float = -1e9, added: bool = False) -> None:
         super().__init__()
-        self.model = DualHead(nn.Linear(4, 16), nn.Linear(16, 1), nn.Linear(16, 6))
+        trunk = nn.Sequential(nn.Linear(4, 16), nn.ReLU())
+        self.model = DualHead(trunk, nn.Linear(16, 1), nn.Linear(16, 6))
         self.forbidden, self.added = forbidden, added
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,6 +50,7 @@ def deep(layers: int = 12, width: int = 64) -> DualHead:
     trunk: list[nn.Module] = []
     for i in range(layers):
         trunk += [nn.Linear(width if i else 4, width), nn.GELU()]
+        nn.init.kaiming_normal_(trunk[-2].weight)  # so that the rows are still told apart behind it
     return DualHead(nn.Sequential(*trunk), nn.Linear(width, 2), nn.Linear(width, 10))
 
 
@@ -60,7 +64,7 @@ def scaled(model: DualHead, factor: float = 1e6) -> DualHead:
 
 def two_units() -> DualHead:
     """Two regression columns: grams beside a share."""
-    model = DualHead(nn.Sequential(nn.Linear(4, 32), nn.Tanh()), nn.Linear(32, 2), nn.Linear(32, 3))
+    model = DualHead(nn.Sequential(nn.Linear(4, 32), nn.ReLU()), nn.Linear(32, 2), nn.Linear(32, 3))
     with torch.no_grad():
         model.regression_head.weight[0] *= 1e5
     return model
