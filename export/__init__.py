@@ -8,7 +8,7 @@ from fused_loss.export.errors import (
 )
 from fused_loss.export.inspection import Inspection, inspect_onnx
 from fused_loss.export.report import Comparison, VerificationReport
-from fused_loss.export.runtime import OnnxDualHead
+from fused_loss.export.runtime import OnnxDualHead, Predictions
 from fused_loss.export.to_onnx import ExportResult, export_onnx
 from fused_loss.export.verify import verify_onnx
 
@@ -21,6 +21,7 @@ __all__ = [
     "OnnxExportError",
     "OnnxLoadError",
     "OnnxVerificationError",
+    "Predictions",
     "VerificationReport",
     "export_onnx",
     "inspect_onnx",

@@ -13,7 +13,7 @@ from typing import Any
 
 from fused_loss.export.admission import examined
 from fused_loss.export.errors import OnnxLoadError, require
-from fused_loss.export.meaning import entries
+from fused_loss.export.meaning import REGRESSION, entries
 from fused_loss.export.outline import mapped, read_outline
 from fused_loss.export.seal import KEY, PREFIX, WEIGHTS_KEY, digest, weights_digest
 
@@ -31,17 +31,20 @@ class Value:
         dtype: NumPy's name of it.
         shape: A symbolic axis by its name, an unknown one is "?".
         role: Of an output: "regression" and the like; empty where the file does not say.
+        unit: Of a regression output.
     """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
     role: str = ""
+    unit: str = ""
 
     def __str__(self) -> str:
         """In one line."""
         role = f": {self.role}" if self.role else ""
-        return f"{self.name} {self.dtype} [{', '.join(map(str, self.shape))}]{role}"
+        unit = f", in {self.unit}" if self.unit else ""
+        return f"{self.name} {self.dtype} [{', '.join(map(str, self.shape))}]{role}{unit}"
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,8 @@ def inspect_onnx(path: str | os.PathLike[str]) -> Inspection:
     about = {key: x for key, x in entries(found.metadata).items() if key not in DIGESTS}
     roles = about.get("roles")
     by_name = {name: role for role, name in roles.items()} if isinstance(roles, dict) else {}
+    unit = about.get("unit", "")
+    unit = ", ".join(map(str, unit)) if isinstance(unit, list) else str(unit)
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     return Inspection(
@@ -127,13 +132,13 @@ def inspect_onnx(path: str | os.PathLike[str]) -> Inspection:
         ir_version=model.ir_version,
         producer=f"{model.producer_name} {model.producer_version}".strip(),
         inputs=tuple(_value(onnx, value, {}) for value in inputs),
-        outputs=tuple(_value(onnx, value, by_name) for value in model.graph.output),
+        outputs=tuple(_value(onnx, value, by_name, unit) for value in model.graph.output),
         operators=dict(Counter(_operators(model.graph)).most_common()),
         about=about,
     )
 
 
-def _value(onnx: Any, value: Any, roles: Mapping[str, str]) -> Value:
+def _value(onnx: Any, value: Any, roles: Mapping[str, str], unit: str = "") -> Value:
     tensor = value.type.tensor_type
     known = onnx.TensorProto.DataType.values()
     kind = tensor.elem_type
@@ -141,7 +146,8 @@ def _value(onnx: Any, value: Any, roles: Mapping[str, str]) -> Value:
     shape = (
         d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim
     )
-    return Value(value.name, dtype, tuple(shape), str(roles.get(value.name, "")))
+    role = str(roles.get(value.name, ""))
+    return Value(value.name, dtype, tuple(shape), role, unit if role == REGRESSION else "")
 
 
 def _operators(graph: Any) -> Iterator[str]:
@@ -175,7 +181,7 @@ def _lines(found: Inspection) -> Iterator[str]:
 
 
 def _about(about: Mapping[str, Any]) -> Iterator[str]:
-    """The roles stand beside the outputs already."""
+    """What stands beside the outputs already is left out."""
     allowed, errors = about.get("tolerance"), about.get("observed_error")
     if isinstance(errors, dict) and isinstance(allowed, dict):
         yield "verified against PyTorch in float64"
@@ -184,7 +190,7 @@ def _about(about: Mapping[str, Any]) -> Iterator[str]:
     else:
         about = {**about, "tolerance ": allowed, "observed_error ": errors}
     for key, value in about.items():
-        if key in ("roles", "tolerance", "observed_error") or value is None:
+        if key in ("roles", "unit", "tolerance", "observed_error") or value is None:
             continue
         if isinstance(value, dict):
             yield from _wrapped(key, [f"{name} {_short(x)}" for name, x in value.items()])

@@ -6,7 +6,7 @@ What is held at once is one chunk of rows and its predictions, however long the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TextIO
@@ -18,6 +18,7 @@ from fused_loss.export.csv_rows import TableError, read_csv
 from fused_loss.export.feeds import Port
 from fused_loss.export.files import replacing
 from fused_loss.export.parquet_rows import ParquetRows
+from fused_loss.export.progress import Progress, silent
 from fused_loss.export.runtime import OnnxDualHead
 from fused_loss.export.writers import CsvWriter, Writer, open_writer
 
@@ -25,7 +26,6 @@ CHUNK_VALUES = 1 << 18  # numbers of a chunk; as text, one may take 128 bytes
 MAX_CHUNK_ROWS = 4096
 
 Chunk = tuple[tuple[np.ndarray, ...], int]  # the inputs, and how far into the source they reach
-Progress = Callable[[int, int], None]  # (done, total), in bytes or rows
 
 
 def predict_file(
@@ -34,7 +34,7 @@ def predict_file(
     target: Path | TextIO,
     *,
     header: str = "auto",
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
 ) -> int:
     """Run `session` over the rows of `source`; a file at `target` appears whole or not at all.
 
@@ -44,7 +44,7 @@ def predict_file(
             `.parquet` (a column a value, or a column an input).
         target: A `.csv`, `.npz` or `.parquet` path, or an open text file, which gets CSV.
         header: Whether a CSV begins with a line of names: "yes", "no", or "auto".
-        progress: Called after each chunk.
+        progress: Called after each chunk, with bytes of a CSV, else with rows.
 
     Returns:
         The number of rows.

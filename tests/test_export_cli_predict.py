@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from _deployed import SPECIES, labelled_bytes
-from _export import called, contents, mlp_bytes, rows
+from _export import called, contents, edited, mlp_bytes, rows
+from onnx import TensorProto, helper
 
 from fused_loss.export import OnnxDualHead
 
@@ -173,6 +174,29 @@ def test_usage_is_2_and_nothing_is_written(here, capsys, words, said):
     assert (code, out) == (2, "")
     assert said in err
     assert contents(here) == before
+
+
+def test_a_model_that_asks_for_a_huge_row_or_memory_is_an_error(here, capsys):
+    def wide(graph):
+        graph.input[0].type.tensor_type.shape.dim[1].dim_value = 1 << 40
+
+    (here / "m.onnx").write_bytes(edited(mlp_bytes(), wide))
+    code, out, err = called(capsys, "predict", "m.onnx", "x.csv")
+    assert (code, out) == (1, "")
+
+    def greedy(graph):
+        sizes = helper.make_tensor("sizes", TensorProto.INT64, [1], [1 << 50])
+        graph.initializer.append(sizes)
+        graph.node.append(helper.make_node("ConstantOfShape", ["sizes"], ["ones"]))
+        graph.node.append(helper.make_node("ReduceSum", ["ones"], ["sum"], keepdims=0))
+        graph.node.append(helper.make_node("Add", ["regression_output", "sum"], ["more"]))
+        graph.output[0].name = "more"
+
+    (here / "m.onnx").write_bytes(edited(mlp_bytes(), greedy))
+    code, out, err = called(capsys, "predict", "m.onnx", "x.csv", "-o", "o.csv")
+    assert (code, out) == (1, "")
+    assert "ConstantOfShape" in err
+    assert not (here / "o.csv").exists()
 
 
 def test_a_file_that_is_no_model_and_a_folder_that_is_not_there_are_1(here, capsys):

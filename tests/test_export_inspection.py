@@ -36,7 +36,7 @@ def test_everything_that_an_export_has_written(inspect):
     assert found.inputs == (Value("input", "float32", ("batch", 4)),)
     assert found.outputs == (
         Value("label", "int64", ("batch",), "label"),
-        Value("regression_output", "float32", ("batch", 3), "regression"),
+        Value("regression_output", "float32", ("batch", 3), "regression", "g"),
         Value("classification_output", "float32", ("batch", 3), "classification"),
     )
     assert found.operators["Gemm"] == 3
@@ -53,10 +53,9 @@ def test_the_text_says_it_in_80_columns(inspect):
         "sealed: it is what was written",
         "opset 20, IR 10, by pytorch",
         "  input float32 [batch, 4]",
-        "  regression_output float32 [batch, 3]: regression",
+        "  regression_output float32 [batch, 3]: regression, in g",
         "  regression_output: error 1e-07 of 2e-06 allowed",
         "class_names: Adelie, Chinstrap, Gentoo",
-        "unit: g",
         "versions: torch 2.13.0, onnx 1.23.2",
         "normalize: input (mean [0, 0, 0, 0], std [1, 1, 1, 1])",
     ):
@@ -67,7 +66,7 @@ def test_long_lists_are_cut_and_names_cannot_steer_a_terminal(inspect):
     names = [f"class-{i}" for i in range(1000)]
     text = str(inspect(labelled_bytes(class_names=names, unit="g\x1b[2J\n", note=[1.5] * 99)))
     assert "class-7, and 992 more" in text
-    assert r"unit: g\x1b[2J\n" in text
+    assert r": regression, in g\x1b[2J\n" in text
     assert "\x1b" not in text
     text = str(inspect(described({"normalize": {"x": {"mean": [[0.25] * 9] * 9}}})))
     assert "normalize: x (mean [[0.25, ... 9 in all], ... 9 in all])" in text
