@@ -154,8 +154,8 @@ def export_onnx(
     data = None if verify_data is None else as_tensors("verify_data", verify_data, count)
     for package in ("onnx", "onnxruntime", "onnxscript"):
         require(package)
+    beside = lie_outside(model, external_data, halved=dtype == "fp16", whole=int8 is not None)
     reference = Reference(model, rows, signature, options=asked, roles=as_roles(roles))
-    beside = lie_outside(reference.module, external_data, whole=int8 is not None)
     rules = rules_for(reference.signature, asked, atol, rtol)
     data = None if data is None else reference.cast(data)
     with Outside(path) as weights, replacing(path) as temporary:

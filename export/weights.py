@@ -50,8 +50,16 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def lie_outside(module: nn.Module, choice: str, whole: bool = False) -> bool:
-    """Whether the weights of `module` go into a file of their own; not where it must be `whole`.
+def lie_outside(
+    module: nn.Module, choice: str, *, halved: bool = False, whole: bool = False
+) -> bool:
+    """Whether the weights of `module` go into a file of their own.
+
+    Args:
+        module: The model.
+        choice: One of `CHOICES`.
+        halved: Whether they are written in half precision.
+        whole: Whether there must be one file alone.
 
     Raises:
         ValueError: Not a choice, or "always" for what must be one file.
@@ -59,9 +67,9 @@ def lie_outside(module: nn.Module, choice: str, whole: bool = False) -> bool:
     """
     if choice not in CHOICES:
         raise ValueError(f"external_data must be one of {', '.join(CHOICES)}, got {choice!r}")
-    size = sum(
-        tensor.nbytes for tensor in {id(t): t for t in module.state_dict().values()}.values()
-    )
+    state = module.state_dict() if isinstance(module, nn.Module) else {}
+    size = sum(tensor.nbytes for tensor in {t.data_ptr(): t for t in state.values()}.values())
+    size = size // 2 if halved else size
     if whole and choice == "always":
         raise ValueError("external_data='always' does not go with quantize, which writes one file")
     if size > LIMIT and (whole or choice == "never"):
