@@ -32,13 +32,12 @@ def labelled_bytes(**about: Any) -> bytes:
 
 
 def described(about: dict[str, Any], edit: Any = lambda graph: None) -> bytes:
-    """`mlp()` with these entries of metadata, sealed; a string is written as it is."""
+    """`mlp()` with these entries of metadata, sealed."""
     proto = onnx.load_from_string(mlp_bytes())
     proto.ClearField("metadata_props")
     edit(proto.graph)
     for key, value in about.items():
-        text = value if key.startswith("raw_") else json.dumps(value)
-        proto.metadata_props.add(key=PREFIX + key.removeprefix("raw_"), value=text)
+        proto.metadata_props.add(key=PREFIX + key, value=json.dumps(value))
     return sealed(proto.SerializeToString(deterministic=True))
 
 

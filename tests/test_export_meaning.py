@@ -70,5 +70,5 @@ def test_what_an_export_does_not_write_is_refused(about):
 def test_entries_are_json_where_they_are():
     metadata = {"fused_loss.unit": '"g"', "fused_loss.sha256": "0e1f", "other": "1"}
     assert entries(metadata) == {"unit": "g", "sha256": "0e1f"}
-    with pytest.raises(OnnxLoadError, match=r"unit = '\{' *, which"):
+    with pytest.raises(OnnxLoadError, match=r"unit = '\{', which"):
         read_meaning({"fused_loss.unit": "{"}, ("a", "b"), "m.onnx")
