@@ -27,6 +27,10 @@ from fused_loss.export.structure import Structure
 from fused_loss.export.tolerance import EXACT, Rule
 from fused_loss.export.weights import sha256
 
+INT8 = (
+    "8 bits lose too much here: calibrate on rows like those of its use, leave int8 out, or allow "
+    "more (atol, rtol)"
+)
 LEVELS = ("DISABLE_ALL", "ENABLE_ALL")
 PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
 
@@ -113,6 +117,8 @@ def check_file(
     if report.passed:
         return dataclasses.replace(report, problems=others)
     why = _of_weights(others) or reference.explain() or hint(comparisons, joint(patterns))
+    if any(rule.share for rule in rules.values()):
+        why = INT8
     return dataclasses.replace(report, hint=why)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -180,6 +181,7 @@ def _groups(
         off = np.where(finite, np.abs(eager - exact), 0.0)
     tier, column = tiers(known), columns(known)
     eps = rule.eps(found.dtype)
+    ordinary = rule
     allowed = np.zeros(exact.shape)
     groups = []
     for band in range(int(tier.max(initial=0)) + 1):
@@ -188,6 +190,8 @@ def _groups(
             continue
         values = known[inside]
         scale = float(np.abs(values).max())
+        # The spread is that of ordinary values: a sentinel's is its size.
+        rule = ordinary if not band or not rule.spread else replace(ordinary, spread=(scale,))
         hopeless = not rule.asked and rule.eager_factor * float(off[inside].max()) > scale
         width = int(column.max()) + 1
         errors, offs, scales = (

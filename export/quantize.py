@@ -14,6 +14,7 @@ from fused_loss.export.check import Expected
 from fused_loss.export.errors import OnnxExportError, require
 from fused_loss.export.options import Options
 from fused_loss.export.progress import Progress
+from fused_loss.export.scale import tiers
 from fused_loss.export.signature import (
     CLASSIFICATION,
     REGRESSION,
@@ -149,7 +150,7 @@ def label_agreement(
 
 
 def _spread(role: str, values: np.ndarray) -> tuple[float, ...]:
-    known = np.where(np.isfinite(values), values, np.nan)
+    known = np.where(np.isfinite(values) & (tiers(values) == 0), values, np.nan)
     if role == REGRESSION and values.ndim > 1:
         columns = np.moveaxis(known, 1, 0).reshape(values.shape[1], -1)
         return tuple(float(np.nanmax(one) - np.nanmin(one)) for one in columns)

@@ -90,7 +90,7 @@ class Reference:
         core = core if inner is None else core.to(inner)
         self.module = Deployed(core, before, layout, options, regression, inner=inner).eval()
         self.signature = Signature(names, signature.output_names, self.module.roles)
-        with _unwritten(self.module):
+        with _unwritten(self.module), _converted(options.dtype):
             outputs = dict(zip(self.module.roles, self.eager(self.example), strict=True))
         _check_class_names(options.class_names, outputs.get(CLASSIFICATION))
 
@@ -166,6 +166,17 @@ def _probed(
     layout = layout_of(outputs, roles, signature.output_names)
     found = dict(zip(layout, picked(outputs, layout), strict=True))
     return layout, found.get(REGRESSION)
+
+
+@contextmanager
+def _converted(dtype: str | None) -> Iterator[None]:
+    """What fails after the probe has passed fails for the dtype's sake."""
+    try:
+        yield
+    except OnnxExportError:
+        raise
+    except Exception as error:
+        raise OnnxExportError(f"the model fails in {dtype or 'its own dtype'}: {error}") from error
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from _export import mlp, replace_values, rows, traced_bytes
 from onnx import TensorProto, helper
 from torch import nn
 
-from fused_loss.export import OnnxVerificationError, export_onnx, verify_onnx
+from fused_loss.export import OnnxExportError, OnnxVerificationError, export_onnx, verify_onnx
 from fused_loss.export.deployed import Before, Deployed
 from fused_loss.export.options import options
 from fused_loss.export.session import open_session
@@ -167,6 +167,26 @@ def test_half_precision_inside_and_float32_outside(tmp_path):
         OnnxVerificationError, match="dtype is 'fp16' in the file and must be 'fp32'"
     ):
         verify_onnx(path, mlp(), RAW, dtype="fp32")
+
+
+class Forbids(nn.Module):
+    """A value that float16 cannot hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = mlp()
+
+    def forward(self, x):
+        regression, logits = self.model(x)
+        return regression, logits.masked_fill(x[:, :1] > 0, -1e9)
+
+
+def test_what_half_precision_cannot_hold_is_said(tmp_path):
+    with pytest.raises(OnnxExportError, match=r"the model fails in fp16: value cannot be conv"):
+        export_onnx(Forbids(), rows(), tmp_path / "m.onnx", dtype="fp16")
+    with pytest.raises(OnnxVerificationError, match=r"overflow"):
+        export_onnx(mlp(), 1e6 * rows(), tmp_path / "m.onnx", dtype="fp16")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_float32_of_a_float64_model(tmp_path):

@@ -1,6 +1,7 @@
+import numpy as np
 import pytest
 
-from fused_loss.export.diagnose import hint
+from fused_loss.export.diagnose import Pattern, hint, joint, pattern
 from fused_loss.export.report import Comparison
 
 HEADS, LEVELS, SIZES = ("regression", "classification"), ("DISABLE_ALL", "ENABLE_ALL"), (0, 1, 2, 7)
@@ -56,3 +57,36 @@ def test_some_problems_say_it_themselves(problem, said):
 
 def test_a_relative_error_of_1e_8_is_that_of_a_number_kept_in_float32():
     assert "Python numbers in float32" in hint(comparisons(lambda *where: True, error=1e-8))
+
+
+R = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+C = np.array([[10.0, -2.0], [0.3, 4.5], [7.0, 0.1]])
+
+
+@pytest.mark.parametrize(
+    ("found", "exchanged", "shifted"),
+    [
+        ((R, C), False, True),  # nothing is wrong
+        ((C, R), True, False),
+        ((R, C + np.array([[1.0, -2.0]])), False, True),
+        ((R, C + 1e-7 * R), False, True),  # rounding
+        ((R * 1.1, C), False, False),
+        ((R, C * np.nan), False, False),
+        ((R[:, :1], C), False, False),
+    ],
+)
+def test_what_the_values_of_a_failed_case_look_like(found, exchanged, shifted):
+    assert pattern([found], [(R, C)]) == Pattern(exchanged, shifted)
+
+
+def test_one_row_shows_no_shift_and_all_cases_must_show_the_same():
+    one = pattern([(R[:1], C[:1] + 1.0)], [(R[:1], C[:1])])
+    assert not one.shifted
+    assert joint([Pattern(True, True), Pattern(True, False)]) == Pattern(True, False)
+    assert joint([]) == Pattern()
+
+
+def test_a_pattern_is_told_before_what_the_sizes_tell():
+    failing = comparisons(lambda head, level, size: size > 0)
+    assert "the heads are exchanged" in hint(failing, Pattern(exchanged=True))
+    assert "the error is the same in every row" in hint(failing, Pattern(shifted=True))

@@ -3,6 +3,7 @@ import pytest
 
 from fused_loss.export.compare import Runs, compare
 from fused_loss.export.scale import columns, tiers
+from fused_loss.export.tolerance import Rule
 
 EPS = 2.0**-23
 
@@ -55,6 +56,16 @@ def test_a_sentinel_does_not_widen_what_is_allowed_of_the_logits():
     assert refused.problem.startswith("max error 1.9e-05 > 1.5e-05")
     assert refused.scale == 2.0
     assert not verdict([[2.0, -9e8, 1.0], [-1e9, 0.5, 1.0]], exact).passed
+
+
+def test_of_int8_a_sentinel_is_allowed_its_size_and_the_logits_their_spread():
+    rule = Rule(eager_factor=0.0, eps_factor=0.0, share=0.1, spread=(3.0,))
+    exact = np.array([[2.0, -1e9], [-1.0, 0.5]])
+    for off, passed in (((0, 1), True), ((0, 0), False)):
+        found = exact.copy()
+        found[off] += 0.5
+        runs = Runs([found.astype("f")], [exact.astype("f")], [exact])
+        assert compare("c", 2, "", 2, runs, classes=True, rule=rule).passed is passed
 
 
 def test_a_small_column_beside_a_large_one_is_measured_by_its_own_values():

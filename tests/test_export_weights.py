@@ -122,6 +122,7 @@ def test_a_disk_that_fills_during_an_overwrite_leaves_the_old_model_loading_bit_
 
 LARGE = """
 import json, resource, sys, time
+import torch
 from torch import nn
 from fused_loss import DualHead
 from fused_loss.export import OnnxDualHead, OnnxExportError, export_onnx
