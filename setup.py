@@ -14,15 +14,16 @@ EXTRAS = {
         "rich",
         "safetensors",
     ],
+    "parquet": ["pyarrow>=14"],
     "bench": ["pytest>=8", "pytest-benchmark>=5", "rich", "matplotlib>=3.8"],
     "demo": ["palmerpenguins>=0.1.4", "matplotlib>=3.8", "rich"],
-    "examples": ["plotnine>=0.15", "open-spiel>=1.6.11"],
+    "examples": ["plotnine>=0.15", "open-spiel>=1.6.11", "scikit-learn>=1.3"],
     "test": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "torchjd>=0.10"],
     "dev": ["ruff", "mypy", "pandas-stubs", "pre-commit"],
 }
 EXTRAS["demo"] += EXTRAS["export"]
 EXTRAS["examples"] += EXTRAS["demo"]
-EXTRAS["test"] += EXTRAS["triton"] + EXTRAS["bench"] + EXTRAS["examples"]
+EXTRAS["test"] += EXTRAS["triton"] + EXTRAS["bench"] + EXTRAS["examples"] + EXTRAS["parquet"]
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 
 setup(

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from fused_loss.export.csv_rows import HEADER
 from fused_loss.export.errors import UsageError
+from fused_loss.export.progress import bar
 from fused_loss.export.runtime import OnnxDualHead
-from fused_loss.export.tables import Progress, predict_file
+from fused_loss.export.tables import predict_file
 
-SOURCES = (".csv", ".npy", ".npz")
-TARGETS = (".csv", ".npz")
+SOURCES = (".csv", ".npy", ".npz", ".parquet")
+TARGETS = (".csv", ".npz", ".parquet")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
     add = parser.add_argument
     add("model", metavar="FILE", type=Path, help="the .onnx file")
-    add("input", metavar="INPUT", type=Path, help="rows to predict: .csv, .npy or .npz")
-    add("-o", "--output", type=Path, metavar="OUT", help=".csv or .npz (CSV on stdout)")
+    add("input", metavar="INPUT", type=Path, help="rows: .csv, .npy, .npz, .parquet")
+    add("-o", "--output", type=Path, metavar="OUT", help=".csv, .npz, .parquet (CSV on stdout)")
     add("--header", choices=HEADER, default="auto", help="whether INPUT.csv begins with names")
     add("--threads", type=int, default=1, help="of onnxruntime (1)")
     add("-q", "--quiet", action="store_true", help="no progress bar, no summary")
@@ -39,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     session = OnnxDualHead(args.model, threads=args.threads)
     target = args.output or sys.stdout
     shown = not args.quiet and sys.stderr.isatty() and (args.output or not sys.stdout.isatty())
-    with _bar(args.input.name) if shown else _no_bar() as progress:
+    with bar(args.input.name, shown) as progress:
         rows = predict_file(session, args.input, target, header=args.header, progress=progress)
     if args.output and not args.quiet:
         print(f"{args.output}: {rows} rows")
@@ -60,26 +59,3 @@ def _check_files(args: argparse.Namespace) -> None:
         raise UsageError(f"{args.output} must be one of {', '.join(TARGETS)}")
     if args.output.resolve() in (args.model.resolve(), args.input.resolve()):
         raise UsageError(f"{args.output} is read from: give -o another name")
-
-
-@contextmanager
-def _bar(name: str) -> Iterator[Progress]:
-    """A bar on stderr; none where rich is not installed."""
-    try:
-        from rich.console import Console
-        from rich.progress import Progress as Bar
-    except ImportError:
-        yield _silent
-        return
-    with Bar(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-@contextmanager
-def _no_bar() -> Iterator[Progress]:
-    yield _silent
-
-
-def _silent(done: int, total: int) -> None:
-    """Show nothing."""

@@ -161,7 +161,12 @@ class Draft:
     def _write(self, options: Options, report: VerificationReport | None = None) -> None:
         self.path.write_bytes(
             with_metadata(
-                self._proto, self._reference.signature, options, report, self._weights.record
+                self._proto,
+                self._reference.signature,
+                options,
+                report,
+                self._weights.record,
+                self.path.parent,
             )
         )
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -19,7 +22,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         FileNotFoundError: The folder does not exist.
         IsADirectoryError, ValueError: `path` is a folder, or a device.
-        OSError: The folder cannot be written to.
+        OSError: The folder cannot be written to, or the disk is full.
     """
     target = Path(path).resolve()
     if not target.parent.is_dir():
@@ -38,6 +41,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         _flush(temporary)
         os.replace(temporary, target)
+    except OSError as error:
+        if error.errno in FULL:
+            said = f"{os.strerror(error.errno)}: what was there is kept"
+            raise OSError(error.errno, said, str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     _flush_folder(target.parent)

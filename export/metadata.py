@@ -23,8 +23,12 @@ def with_metadata(
     options: Options,
     report: VerificationReport | None = None,
     weights: Record | None = None,
+    folder: Path = Path(),
 ) -> bytes:
-    """The model file's bytes, sealed; with the measured errors once there is a report."""
+    """The model file's bytes, sealed; with the measured errors once there is a report.
+
+    `weights` are those of a file in `folder`.
+    """
     entries = {PREFIX + key: value for key, value in options.entries()}
     entries[PREFIX + "roles"] = json.dumps(_roles(signature, options))
     if weights is not None:
@@ -36,7 +40,7 @@ def with_metadata(
     for key in sorted(entries):
         entry = proto.metadata_props.add()
         entry.key, entry.value = key, entries[key]
-    return sealed(proto.SerializeToString(deterministic=True))
+    return sealed(proto.SerializeToString(deterministic=True), folder)
 
 
 def recorded(metadata: Mapping[str, str]) -> dict[str, Any]:

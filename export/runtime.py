@@ -5,71 +5,85 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from fused_loss.export.binding import BoundHeads
 from fused_loss.export.errors import OnnxLoadError
-from fused_loss.export.session import open_session
-from fused_loss.export.signature import OUTPUT_NAMES
+from fused_loss.export.feeds import port
+from fused_loss.export.meaning import read_meaning
+from fused_loss.export.session import Provider, open_session
 
-DTYPES = {
-    "tensor(float)": "float32",
-    "tensor(double)": "float64",
-    "tensor(float16)": "float16",
-    "tensor(int8)": "int8",
-    "tensor(int16)": "int16",
-    "tensor(int32)": "int32",
-    "tensor(int64)": "int64",
-    "tensor(uint8)": "uint8",
-    "tensor(uint16)": "uint16",
-    "tensor(uint32)": "uint32",
-    "tensor(uint64)": "uint64",
-    "tensor(bool)": "bool",
-}
+
+class Predictions(NamedTuple):
+    """Of one batch."""
+
+    regression: np.ndarray  # (N, *)
+    classification: np.ndarray  # (N, C, *), logits or probabilities
+    label: np.ndarray  # (N, *), an index; -1 where a value of the classes is NaN
 
 
 class OnnxDualHead:
     """An exported two-headed model, called on NumPy arrays or on tensors in the CPU's memory.
 
+    Threads of Python may share one: nothing of it changes after it is made.
+
     Args:
         path: The `.onnx` file.
         threads: Threads within an operator.
-        providers: Of onnxruntime, in order of preference; the CPU by default.
+        providers: Of onnxruntime, in order of preference; the CPU by default. What one of them does
+            not take goes to the next; the CPU is a fallback only where it is named.
+        spinning: Whether idle threads wait busily for the next operator: sooner there, and slower
+            for whatever else runs. Without effect at one thread.
+        sha256: Of the file that is wanted; any other is refused.
 
     Attributes:
         input_names, output_names: In the order of call and return.
         input_shapes, output_shapes: One tuple a name; a symbolic axis stands by its name.
         input_dtypes: One NumPy dtype an input.
+        inputs, outputs: The same, one `Port` each.
+        class_names: One a class; empty where the file does not say.
+        units: Of the regression values: one for all of them, one each, or none.
+        providers: Those in use, in order.
 
     Raises:
         FileNotFoundError: No file at `path`.
         OnnxLoadError: onnxruntime cannot load it, it has changed since it was exported, it does not
-            have two outputs, or an input is of a type that NumPy lacks.
+            have two heads, or an input is of a type that NumPy lacks.
         MissingDependencyError: onnxruntime is not installed.
+        ValueError: A number of threads below 1, or a provider that onnxruntime does not have.
     """
 
     def __init__(
         self,
         path: str | os.PathLike[str],
         threads: int = 1,
-        providers: Sequence[str] | None = None,
+        providers: Sequence[Provider] | None = None,
+        *,
+        spinning: bool = True,
+        sha256: str | None = None,
     ) -> None:
         self.path = Path(path)
-        self._session = open_session(self.path, threads=threads, providers=providers)
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        names = tuple(output.name for output in outputs)
-        if len(names) != 2:
-            raise OnnxLoadError(
-                f"{self.path.name} has outputs {names}: regression and classification are needed"
-            )
-        if names == OUTPUT_NAMES[::-1]:
-            outputs = outputs[::-1]
-        self.input_names = tuple(node.name for node in inputs)
-        self.input_shapes = tuple(tuple(node.shape) for node in inputs)
-        self.input_dtypes = tuple(_dtype(node.name, node.type) for node in inputs)
-        self.output_names = tuple(node.name for node in outputs)
-        self.output_shapes = tuple(tuple(node.shape) for node in outputs)
+        self._session = open_session(
+            self.path, threads=threads, providers=providers, spinning=spinning, sha256=sha256
+        )
+        nodes = {node.name: node for node in self._session.get_outputs()}
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        meaning = read_meaning(metadata, tuple(nodes), self.path.name)
+        self.inputs = tuple(port(node) for node in self._session.get_inputs())
+        self.outputs = tuple(port(nodes[name]) for name in meaning.heads)
+        self._heads = list(meaning.heads)
+        self._label = meaning.label
+        self.input_names = tuple(found.name for found in self.inputs)
+        self.input_shapes = tuple(found.shape for found in self.inputs)
+        self.input_dtypes = tuple(found.dtype for found in self.inputs)
+        self.output_names = meaning.heads
+        self.output_shapes = tuple(found.shape for found in self.outputs)
+        self.class_names, self.units = meaning.class_names, meaning.units
+        self.providers = tuple(self._session.get_providers())
+        self._check_class_names()
+        self._only = _single(self.input_shapes)
 
     def __call__(self, *inputs: Any) -> tuple[np.ndarray, np.ndarray]:
         """(N, *) an input -> (regression (N, *), classification (N, C, *)).
@@ -78,76 +92,88 @@ class OnnxDualHead:
             TypeError: Not an array or a tensor, another dtype, or another byte order.
             ValueError: The wrong number of inputs, or shapes that the model does not take.
         """
-        if len(inputs) != len(self.input_names):
-            raise ValueError(
-                f"the model takes {len(self.input_names)} inputs {self.input_names}, "
-                f"got {len(inputs)}"
-            )
-        feeds = {
-            name: _checked(name, value, shape, dtype)
-            for name, value, shape, dtype in zip(
-                self.input_names, inputs, self.input_shapes, self.input_dtypes, strict=True
-            )
-        }
-        rows = {name: array.shape[0] for name, array in feeds.items()}
-        if len(set(rows.values())) > 1:
-            raise ValueError(f"the inputs must have the same number of rows, got {rows}")
-        regression, classification = self._session.run(list(self.output_names), feeds)
+        regression, classification = self._session.run(self._heads, self._feeds(inputs))
         return regression, classification
 
+    def predict(self, *inputs: Any) -> Predictions:
+        """Both heads and the index of the class: the file's own where it has one.
+
+        Raises:
+            TypeError, ValueError: As a call.
+        """
+        names = [*self._heads, self._label] if self._label else self._heads
+        regression, classification, *own = self._session.run(names, self._feeds(inputs))
+        label = own[0] if own else classification.argmax(1)
+        unknown = np.isnan(classification).any(1)
+        return Predictions(regression, classification, np.where(unknown, -1, label))
+
+    def bind(self, rows: int) -> BoundHeads:
+        """Arrays for that many rows, read and written in place: the fastest way to call.
+
+        Raises:
+            ValueError: No row, or an axis beside the first is symbolic.
+        """
+        if rows < 1:
+            raise ValueError(f"rows must be at least 1, got {rows}")
+        return BoundHeads(self._session, self.inputs, self.outputs, rows)
+
+    def warm_up(self, *sizes: int) -> None:
+        """Run on zeros at each batch size (1 by default): it is a first call that allocates.
+
+        Raises:
+            ValueError: An axis beside the first is symbolic.
+        """
+        for rows in sizes or (1,):
+            self(*(np.zeros(found.sized(rows), found.dtype) for found in self.inputs))
+
     def __repr__(self) -> str:
-        """The file, its inputs and its outputs."""
+        """The file, its inputs and its outputs, and what it runs on."""
         inputs = ", ".join(
             f"{name} {dtype}{list(shape)}"
             for name, dtype, shape in zip(
                 self.input_names, self.input_dtypes, self.input_shapes, strict=True
             )
         )
-        return f"OnnxDualHead({str(self.path)!r}: {inputs} -> {', '.join(self.output_names)})"
-
-
-def _dtype(name: str, kind: str) -> np.dtype:
-    if kind not in DTYPES:
-        raise OnnxLoadError(f"{name} is a {kind}, which cannot be given as a NumPy array")
-    return np.dtype(DTYPES[kind])
-
-
-def _checked(
-    name: str, value: Any, shape: tuple[int | str | None, ...], dtype: np.dtype
-) -> np.ndarray:
-    array = _as_array(name, value)
-    if not array.dtype.isnative:
-        raise TypeError(
-            f"{name} is in the other byte order ({array.dtype.str}): "
-            "give it as x.astype(x.dtype.newbyteorder('='))"
+        return (
+            f"OnnxDualHead({str(self.path)!r}: {inputs} -> {', '.join(self.output_names)}, "
+            f"on {', '.join(self.providers)})"
         )
-    if array.dtype != dtype:
-        raise TypeError(
-            f"{name} is {array.dtype}, the model takes {dtype}: give it as x.astype('{dtype}')"
-        )
-    fits = array.ndim == len(shape) and all(
-        size == wanted
-        for size, wanted in zip(array.shape, shape, strict=True)
-        if isinstance(wanted, int)
-    )
-    if not fits:
-        wanted = ", ".join(map(str, shape))
-        mend = "; one sample needs a batch axis: x[None]" if array.ndim == len(shape) - 1 else ""
-        raise ValueError(f"{name} has shape {array.shape}, the model takes ({wanted}){mend}")
-    return np.ascontiguousarray(array)
+
+    def _feeds(self, inputs: tuple[Any, ...]) -> dict[str, np.ndarray]:
+        if self._only is not None and len(inputs) == 1:
+            # The usual array, found right with five comparisons.
+            value = inputs[0]
+            if (
+                type(value) is np.ndarray
+                and value.dtype == self.input_dtypes[0]
+                and value.shape[1:] == self._only
+                and value.flags.carray
+            ):
+                return {self.input_names[0]: value}
+        if len(inputs) != len(self.inputs):
+            raise ValueError(
+                f"the model takes {len(self.inputs)} inputs {self.input_names}, got {len(inputs)}"
+            )
+        feeds = {
+            found.name: found.checked(value)
+            for found, value in zip(self.inputs, inputs, strict=True)
+        }
+        rows = {name: array.shape[0] for name, array in feeds.items()}
+        if len(set(rows.values())) > 1:
+            raise ValueError(f"the inputs must have the same number of rows, got {rows}")
+        return feeds
+
+    def _check_class_names(self) -> None:
+        classes = self.output_shapes[1][1] if len(self.output_shapes[1]) > 1 else None
+        if self.class_names and isinstance(classes, int) and classes != len(self.class_names):
+            raise OnnxLoadError(
+                f"{self.path.name} names {len(self.class_names)} classes and has {classes}"
+            )
 
 
-def _as_array(name: str, value: Any) -> np.ndarray:
-    if isinstance(value, np.ndarray):
-        return value
-    if not hasattr(value, "detach"):
-        raise TypeError(
-            f"{name} must be a NumPy array or a tensor, got {type(value).__name__}: "
-            "give it as np.asarray(x, dtype='float32')"
-        )
-    if value.device.type != "cpu":
-        raise TypeError(f"{name} is on {value.device}: give it as x.cpu()")
-    try:
-        return value.detach().numpy()
-    except TypeError as error:
-        raise TypeError(f"{name} is {value.dtype}, which NumPy lacks: give x.float()") from error
+def _single(shapes: Sequence[tuple[int | str | None, ...]]) -> tuple[int, ...] | None:
+    """The shape of a sample, of a model with one input of known shape and a free batch axis."""
+    if len(shapes) != 1 or len(shapes[0]) < 2 or isinstance(shapes[0][0], int):
+        return None
+    tail = tuple(size for size in shapes[0][1:] if isinstance(size, int))
+    return tail if len(tail) == len(shapes[0]) - 1 else None

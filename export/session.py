@@ -2,56 +2,72 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from fused_loss.export.admission import admitted
 from fused_loss.export.errors import OnnxLoadError, require
-from fused_loss.export.seal import KEY, is_intact
 
 FATAL = 4  # of onnxruntime's log levels: what goes wrong is raised, not printed
+CPU = "CPUExecutionProvider"
+
+Provider: TypeAlias = "str | tuple[str, dict[str, Any]]"  # a name, and options for it
 
 
 def open_session(
     path: Path,
     *,
     threads: int = 1,
-    providers: Sequence[str] | None = None,
+    providers: Sequence[Provider] | None = None,
+    spinning: bool = True,
     level: str | None = None,
+    sha256: str | None = None,
 ) -> Any:
     """An `InferenceSession` that prints nothing; `level` is the optimisation level's name.
 
+    `sha256` is the digest of the only file that is wanted; None takes any. A provider that does not
+    start is a warning that says what is used instead; without the CPU among `providers`, what they
+    cannot run is an error.
+
     Raises:
         FileNotFoundError: No file at `path`.
-        OnnxLoadError: onnxruntime cannot load the file, or it is not what it was when written.
+        OnnxLoadError: The file is not admitted (see `admission`), or onnxruntime cannot load it.
         MissingDependencyError: onnxruntime is not installed.
         ValueError: A number of threads below 1, or a provider that onnxruntime does not have.
     """
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     onnxruntime = require("onnxruntime")
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+    real = admitted(path, sha256).path
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = FATAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     if level is not None:
         options.graph_optimization_level = getattr(
             onnxruntime.GraphOptimizationLevel, f"ORT_{level}"
         )
-    chosen = list(providers) if providers is not None else ["CPUExecutionProvider"]
+    chosen = [CPU] if providers is None else list(providers)
+    names = [provider if isinstance(provider, str) else provider[0] for provider in chosen]
     available = onnxruntime.get_available_providers()
-    if not set(chosen) <= set(available):  # onnxruntime would warn and use the CPU
-        raise ValueError(f"providers must be some of {available}, got {chosen}")
+    if not names or not set(names) <= set(available):  # onnxruntime would warn and use the CPU
+        raise ValueError(f"providers must be some of {available}, got {names}")
+    if CPU not in names:
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=chosen)
+        session = onnxruntime.InferenceSession(str(real), options, providers=chosen)
     except Exception as error:
-        reason = str(error).replace(str(path), path.name)
+        reason = str(error).replace(str(real), path.name).replace(str(real.parent), "its folder")
         raise OnnxLoadError(f"onnxruntime cannot load {path.name}: {reason}") from error
-    if KEY in session.get_modelmeta().custom_metadata_map and not is_intact(path.read_bytes()):
-        raise OnnxLoadError(
-            f"{path.name} is not what was exported: its sha256 is not the one that it records. "
-            f"Export it again, or take {KEY} out of its metadata if it was changed on purpose"
+    used = session.get_providers()
+    if not set(names) <= set(used):
+        idle = ", ".join(name for name in names if name not in used)
+        warnings.warn(
+            f"{idle} does not start here: {path.name} runs on {', '.join(used)}",
+            RuntimeWarning,
+            stacklevel=3,
         )
     return session

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from fused_loss.export.errors import require
+from fused_loss.export.admission import examined
+from fused_loss.export.errors import OnnxLoadError, require
 from fused_loss.export.signature import LOSS, Signature
 
 Shapes = dict[str, "list[int | str]"]
@@ -65,8 +66,11 @@ def read_structure(path: Path) -> Structure:
     """Read and check the file with onnx; damage is a problem in the result, not an exception."""
     onnx = require("onnx")
     try:
+        examined(path)
         model = onnx.load(str(path), load_external_data=False)
         onnx.checker.check_model(str(path), full_check=True)
+    except OnnxLoadError as error:
+        return Structure(problems=(str(error).removeprefix(f"{path.name} is "),))
     except Exception as error:
         reason = str(error).strip().replace(str(path), "the file") or type(error).__name__
         return Structure(problems=(f"not a valid ONNX model: {reason}",))

@@ -12,13 +12,16 @@ import argparse
 import importlib
 import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import fused_loss
 
-DONE, FAILED, USAGE, REFUSED, MISSING, INTERRUPTED = 0, 1, 2, 3, 4, 130
+DONE, FAILED, USAGE, REFUSED, MISSING, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 4, 130, 143
 
 
 class Command(NamedTuple):
@@ -36,6 +39,9 @@ COMMANDS = {
     "verify": Command(
         "fused_loss.export.cli_verify", "export", "hold an ONNX file to the model it was made from"
     ),
+    "inspect": Command(
+        "fused_loss.export.cli_inspect", "export", "show what an ONNX file is and says of itself"
+    ),
     "predict": Command(
         "fused_loss.export.cli_predict", "export", "run an ONNX file over a table or an array"
     ),
@@ -48,6 +54,10 @@ COMMANDS = {
 }
 
 
+class _Terminated(BaseException):
+    """SIGTERM."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; an error is a message on stderr (a traceback under FUSED_LOSS_DEBUG=1)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -55,17 +65,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: no name breaks an ASCII one
     try:
-        return _run(name, arguments)
+        with _terminable():
+            return _run(name, arguments)
     except SystemExit as stop:  # argparse has said what it had to say
         return stop.code if isinstance(stop.code, int) else USAGE
     except BrokenPipeError:
         return _without_reader()
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED)
+    except _Terminated:
+        return _say("terminated", TERMINATED)
     except Exception as error:
         if os.environ.get("FUSED_LOSS_DEBUG") == "1":
             raise
         return _explain(error, name)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM unwinds as Ctrl-C does: a file that is being written is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(*_: object) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(name: str, arguments: list[str]) -> int:

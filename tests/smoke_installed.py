@@ -181,6 +181,10 @@ def export() -> None:
     check(
         len(table) == 9 and agrees(predicted, own[0], exact[0]), "predict gives the model's values"
     )
+    said = command("inspect", "m.onnx", code=0)
+    check("sealed: it is what was written" in said, "inspect finds the file as it was written")
+    said = command("predict", "m.onnx", "x.csv", "-o", "y.parquet", code=4)
+    check("pip install 'fused-loss[parquet]'" in said, said.strip())
     labels = [int(line["label"]) for line in table]
     check(labels == exact[1].argmax(1).tolist(), "and its classes")
     outputs = OnnxDualHead("m.onnx", threads=1)(x.numpy())

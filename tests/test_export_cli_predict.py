@@ -3,8 +3,12 @@ import io
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from _export import called, contents, mlp_bytes, rows
+from _deployed import SPECIES, labelled_bytes
+from _export import called, contents, edited, mlp_bytes, rows
+from onnx import TensorProto, helper
 
 from fused_loss.export import OnnxDualHead
 
@@ -57,6 +61,45 @@ def test_a_file_of_predictions(here, capsys, expected, source):
         heads = np.concatenate([out["regression_output"], out["classification_output"]], 1)
         assert np.array_equal(heads, expected[0])
         assert np.array_equal(out["label"], expected[1])
+
+
+def test_classes_and_units_that_the_file_names(here, capsys, expected):
+    (here / "m.onnx").write_bytes(labelled_bytes())
+    code, out, err = called(capsys, "predict", "m.onnx", "x.csv")
+    assert (code, err) == (0, "")
+    header, *lines = csv.reader(io.StringIO(out))
+    assert header == [
+        *(f"regression_output_{i} [g]" for i in range(3)),
+        *(f"classification_output_{name}" for name in SPECIES),
+        "label",
+        "class",
+    ]
+    assert np.array_equal(np.array([line[:6] for line in lines], "f"), expected[0])
+    assert [line[7] for line in lines] == [SPECIES[int(line[6])] for line in lines]
+    assert [int(line[6]) for line in lines] == expected[1].tolist()
+
+
+def test_a_table_of_parquet(here, capsys, expected):
+    pq.write_table(pa.table(dict(zip("abcd", rows(3).numpy().T, strict=True))), "x.parquet")
+    code, out, _ = called(capsys, "predict", "m.onnx", "x.parquet")
+    assert code == 0
+    assert all(map(np.array_equal, read(out), expected))
+    words = ("predict", "m.onnx", "x.parquet", "-o", "o.parquet")
+    assert called(capsys, *words) == (0, "o.parquet: 3 rows\n", "")
+    assert pq.read_table("o.parquet").column("label").to_pylist() == expected[1].tolist()
+
+
+def test_without_pyarrow_parquet_names_its_extra(here, capsys, monkeypatch):
+    (here / "x.parquet").touch()
+    for package in ("pyarrow", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, package, None)
+    before = contents(here)
+    for words in (("x.parquet",), ("x.csv", "-o", "o.parquet")):
+        code, out, err = called(capsys, "predict", "m.onnx", *words)
+        assert (code, out) == (4, "")
+        assert err.endswith("pip install 'fused-loss[parquet]'\n")
+    assert contents(here) == before
+    assert called(capsys, "predict", "m.onnx", "x.csv", "-q")[0] == 0
 
 
 def test_rows_as_a_spreadsheet_leaves_them(here, capsys, expected):
@@ -115,8 +158,8 @@ def test_arrays_that_the_model_does_not_take_are_named(here, capsys):
     [
         (("no.onnx", "x.csv"), "there is no file no.onnx"),
         (("m.onnx", "no.csv"), "there is no file no.csv"),
-        (("m.onnx", "m.onnx"), "m.onnx must be one of .csv, .npy, .npz"),
-        (("m.onnx", "x.csv", "-o", "o.txt"), "o.txt must be one of .csv, .npz"),
+        (("m.onnx", "m.onnx"), "m.onnx must be one of .csv, .npy, .npz, .parquet"),
+        (("m.onnx", "x.csv", "-o", "o.txt"), "o.txt must be one of .csv, .npz, .parquet"),
         (("m.onnx", "x.csv", "-o", "x.csv"), "x.csv is read from: give -o another name"),
         (("m.onnx", "x.csv", "-o", "./sub/../x.csv"), "is read from: give -o another name"),
         (("m.onnx", "x.csv", "--threads", "0"), "--threads must be at least 1, got 0"),
@@ -133,6 +176,29 @@ def test_usage_is_2_and_nothing_is_written(here, capsys, words, said):
     assert contents(here) == before
 
 
+def test_a_model_that_asks_for_a_huge_row_or_memory_is_an_error(here, capsys):
+    def wide(graph):
+        graph.input[0].type.tensor_type.shape.dim[1].dim_value = 1 << 40
+
+    (here / "m.onnx").write_bytes(edited(mlp_bytes(), wide))
+    code, out, err = called(capsys, "predict", "m.onnx", "x.csv")
+    assert (code, out) == (1, "")
+
+    def greedy(graph):
+        sizes = helper.make_tensor("sizes", TensorProto.INT64, [1], [1 << 50])
+        graph.initializer.append(sizes)
+        graph.node.append(helper.make_node("ConstantOfShape", ["sizes"], ["ones"]))
+        graph.node.append(helper.make_node("ReduceSum", ["ones"], ["sum"], keepdims=0))
+        graph.node.append(helper.make_node("Add", ["regression_output", "sum"], ["more"]))
+        graph.output[0].name = "more"
+
+    (here / "m.onnx").write_bytes(edited(mlp_bytes(), greedy))
+    code, out, err = called(capsys, "predict", "m.onnx", "x.csv", "-o", "o.csv")
+    assert (code, out) == (1, "")
+    assert "ConstantOfShape" in err
+    assert not (here / "o.csv").exists()
+
+
 def test_a_file_that_is_no_model_and_a_folder_that_is_not_there_are_1(here, capsys):
     code, _, err = called(capsys, "predict", "m.onnx", "x.csv", "-o", "no/o.csv")
     assert code == 1
@@ -140,7 +206,7 @@ def test_a_file_that_is_no_model_and_a_folder_that_is_not_there_are_1(here, caps
     (here / "m.onnx").write_bytes(b"")
     code, out, err = called(capsys, "predict", "m.onnx", "x.csv")
     assert (code, out) == (1, "")
-    assert err.startswith("fused-loss: onnxruntime cannot load m.onnx: ")
+    assert err == "fused-loss: m.onnx is not a valid ONNX model: it is empty (0 bytes)\n"
 
 
 def test_neither_onnx_nor_rich_is_needed_and_onnxruntime_is(capsys, monkeypatch):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -108,9 +109,18 @@ def test_help_reaches_the_module_of_the_command(capsys, name):
     code, out, err = called(capsys, name, "--help")
     assert (code, err) == (0, "")
     assert out.startswith(f"usage: fused-loss {name} ")
-    options = {"demo": "-h", "bench": "--suite", "predict": "--threads"}
+    options = {"demo": "-h", "bench": "--suite", "predict": "--threads", "inspect": "--json"}
     assert options.get(name, "--checkpoint") in out
     assert cli.COMMANDS[name].module in sys.modules
+
+
+@pytest.mark.parametrize("words", [(), *((name,) for name in cli.COMMANDS)])
+def test_help_is_readable_on_80_columns_and_in_ascii(capsys, monkeypatch, words):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = called(capsys, *words, "--help")
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    assert out.isascii()
 
 
 @pytest.mark.parametrize(
@@ -189,6 +199,25 @@ def test_a_reader_that_leaves_early_gets_no_traceback(tmp_path):
     with process.stderr:
         assert process.stderr.read() == ""
     assert process.wait(300) == 1
+
+
+def test_a_command_that_is_terminated_leaves_nothing_half_written(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(mlp_bytes())
+    (tmp_path / "o.csv").write_text("old")
+    np.save(tmp_path / "x.npy", np.ones((3_000_000, 4), "f"))
+    before = contents(tmp_path)
+    process = subprocess.Popen(
+        [SCRIPT, "predict", "m.onnx", "x.npy", "-o", "o.csv"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while process.poll() is None and len(list(tmp_path.iterdir())) == len(before):
+        time.sleep(0.01)
+    process.terminate()
+    assert process.communicate(timeout=300)[1] == "fused-loss: terminated\n"
+    assert process.returncode == cli.TERMINATED
+    assert contents(tmp_path) == before
 
 
 def test_the_command_alone_loads_no_optional_package():

@@ -21,7 +21,7 @@ INSTALLED = {
     "export": "fused_loss/export",
     "bench": "fused_loss/bench",
 }
-EXTRAS = {"triton", "export", "bench", "demo", "examples", "test", "dev", "all"}
+EXTRAS = {"triton", "export", "parquet", "examples", "bench", "demo", "test", "dev", "all"}
 
 
 def run(*arguments: object, **environment: str) -> str:
