@@ -158,8 +158,10 @@ def of_package(problem: Problem, name: str) -> Outputs:
         z = z * 1
     with backend(name):
         if tasks:
-            components = task_losses(leaves["r"], z, problem.y, problem.t, **keywords)
-            return _outputs(problem, leaves, sum(components), components)
+            mse, ce = task_losses(leaves["r"], z, problem.y, problem.t, **keywords)
+            assert isinstance(mse, Tensor)
+            assert isinstance(ce, Tensor)
+            return _outputs(problem, leaves, mse + ce, (mse, ce))
         loss, components = combined_loss(
             leaves["r"], z, problem.y, problem.t, return_components=True, **keywords
         )
@@ -191,7 +193,7 @@ def _outputs(
 def errors(found: Outputs, truth: Outputs) -> Ulps:
     """The largest error of each output, in units of its last place at its largest value.
 
-    Infinite where one is a number and the other is not.
+    Infinite where one is a number and the other is not, or all should be 0.
     """
     ulps = {}
     for name, exact in truth.items():
@@ -203,7 +205,7 @@ def errors(found: Outputs, truth: Outputs) -> Ulps:
         largest = exact[exact.isfinite()].abs()
         unit = torch.finfo(found[name].dtype).eps * (largest.max() if largest.numel() else 0)
         worst = float(off.max()) if off.numel() else 0.0
-        ulps[name] = worst / float(unit) if worst else 0.0
+        ulps[name] = worst / float(unit) if worst and unit else worst and float("inf")
     return ulps
 
 

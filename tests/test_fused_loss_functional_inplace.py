@@ -301,7 +301,7 @@ def test_reference_and_what_goes_there_refuse(backend: str):
 def test_a_compiled_graph_refuses(backend: str):
     r, z, y, t = given(backend)
     graph = torch.compile(inplace, backend="aot_eager", fullgraph=True)
-    with pytest.raises(RuntimeError, match="inplace_gradient=True does not go with|under torch.c"):
+    with pytest.raises(RuntimeError, match=r"=True does not go with|under torch\.c"):
         graph(r, z, y, t)
     torch._dynamo.reset()
 
