@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fused_loss.bench.cases import SCALE
 
-N, C, D, S = 48, 97, 3, 2  # samples, classes, regression outputs, positions where there are some
+N, C, D, S = 16, 97, 3, 2  # samples, classes, regression outputs, positions where there are some
 
 
 class Problem(NamedTuple):
@@ -77,8 +77,8 @@ class Option:
         grad_output = torch.full((N,) if per_sample else (), self.grad_output)
         if per_sample:
             grad_output = grad_output * (torch.rand(N, generator=random) + 0.5)
-        tensors = (x.to(device) for x in (r, z, y, t))
-        return Problem(*tensors, keywords, grad_output.to(device))
+        r, z, y, t = (x.to(device) for x in (r, z, y, t))
+        return Problem(r, z, y, t, keywords, grad_output.to(device))
 
 
 def _uniform(*shape: int) -> Callable[[tuple[int, ...], torch.Generator], Tensor]:

@@ -18,6 +18,9 @@ INTERPRETED = (
 )
 
 
+Row = dict[str, Any]
+
+
 def markdown(results: dict[str, Any]) -> str:
     """The whole table, a section a backend."""
     rows = results["rows"]
@@ -31,12 +34,12 @@ def markdown(results: dict[str, Any]) -> str:
     ]
     for backend in dict.fromkeys(row["backend"] for row in rows):
         parts.append(f"## {backend}\n\n{_section([r for r in rows if r['backend'] == backend])}")
-    outside = [row for row in rows if not row["within"]]
-    parts.append(f"{len(rows) - len(outside)} of {len(rows)} rows are within their bound.")
+    good = sum(within(row) for row in rows)
+    parts.append(f"{good} of {len(rows)} rows are within their bound.")
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _section(rows: list[dict[str, Any]]) -> str:
+def _section(rows: list[Row]) -> str:
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
     cells = {(row["option"], row["dtype"]): row for row in rows}
     head = ["option", *(f"{dtype}: {of}" for dtype in dtypes for of in ("losses", "gradients"))]
@@ -47,12 +50,30 @@ def _section(rows: list[dict[str, Any]]) -> str:
     return table(head, lines, "l" + "r" * (len(head) - 1))
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _cells(row: Row) -> list[str]:
     """The losses' error and the gradients', each beside PyTorch's."""
     cells = []
+    for ours, eager in kinds(row):
+        mark = "**" if outside(ours, eager) else ""
+        cells.append(f"{mark}{ours:.2f}{mark} ({eager:.2f})")
+    return cells
+
+
+def kinds(row: Row) -> list[tuple[float, float]]:
+    """The largest error of the losses, and of the gradients: this package's and PyTorch's."""
+    found = []
     for gradients in (False, True):
         names = [name for name in row["ulps"] if name.endswith("gradient") == gradients]
         ours, eager = (max(row[key][name] for name in names) for key in ("ulps", "eager_ulps"))
-        mark = "**" if ours > max(eager, 1.0) else ""
-        cells.append(f"{mark}{ours:.2f}{mark} ({eager:.2f})")
-    return cells
+        found.append((ours, eager))
+    return found
+
+
+def outside(ours: float, eager: float) -> bool:
+    """Whether an error is more than PyTorch's own and more than a unit in the last place."""
+    return ours > max(eager, 1.0)
+
+
+def within(row: Row) -> bool:
+    """Whether a row's errors are what they may be."""
+    return not any(outside(*kind) for kind in kinds(row))

@@ -96,6 +96,17 @@ def gradient_like(tensor: Tensor, merged: int) -> Tensor:
     return gradient
 
 
+def dense(tensor: Tensor) -> bool:
+    """Whether it fills its memory without a gap, in whatever order of its dimensions."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
 def _merged(shape: tuple[int, ...] | list[int], strides: tuple[int, ...] | list[int]) -> int | None:
     """The stride of these dimensions as one, 0 if they have one element, None if there is none."""
     merged: int | None = None

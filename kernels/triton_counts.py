@@ -71,7 +71,7 @@ def count_elements(
         i = start + tl.arange(0, BLOCK).to(tl.int64)
         present = i < last
         if IGNORE_NAN:
-            target = tl.load(element_of(y, i, D, FLAT), mask=present, other=0.0)
+            target = tl.load(element_of(y, i, D, FLAT), mask=present, other=0.0).to(ACC)
             present = present & (target == target)
         if HAS_ELEMENT_WEIGHT:
             at = element_of(weight, i, D, FLAT)

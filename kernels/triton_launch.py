@@ -68,12 +68,21 @@ def gradients(
 def scale(
     gradients: Sequence[Tensor | None], grad_output: Tensor, in_place: bool
 ) -> Sequence[Tensor | None]:
-    """The stored gradients times a 0-d `grad_output`; in place where nobody else will read them."""
+    """The stored gradients times a 0-d `grad_output`; in place where nobody else will read them.
+
+    One that lies in the logits' own storage may have gaps, which are not its own to write: the
+    kernel, which sees memory as one row, does not take it.
+    """
     there = [gradient for gradient in gradients if gradient is not None]
-    if there:
-        scaled = iter(_scaled(there, grad_output, in_place))
-        return [None if gradient is None else next(scaled) for gradient in gradients]
-    return gradients
+    rows = [gradient for gradient in there if layout.dense(gradient)]
+    scaled = iter(_scaled(rows, grad_output, in_place) if rows else ())
+    results: list[Tensor | None] = []
+    for gradient in gradients:
+        if gradient is None or layout.dense(gradient):
+            results.append(None if gradient is None else next(scaled))
+        else:
+            results.append(gradient.mul_(grad_output) if in_place else gradient * grad_output)
+    return results
 
 
 def _scaled(gradients: list[Tensor], grad_output: Tensor, in_place: bool) -> list[Tensor]:

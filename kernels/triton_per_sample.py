@@ -152,7 +152,8 @@ def per_sample_kernel(
                 for start in range(0, D, BLOCK_D):
                     d = start + tl.arange(0, BLOCK_D)[None, :].to(tl.int64)
                     at = element_of(y, n[:, None] * D + d, D, False)
-                    target = tl.load(at, mask=inside[:, None] & (d < D), other=float("nan"))
+                    mask = inside[:, None] & (d < D)
+                    target = tl.load(at, mask=mask, other=float("nan")).to(ACC)
                     columns += tl.sum((target == target).to(ACC), 1)
             columns = tl.maximum(columns, 1.0)
             scale = divide(reg * upstream, columns, ACC)

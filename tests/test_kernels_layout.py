@@ -177,3 +177,20 @@ def test_what_has_a_single_stride_is_not_copied(shape, stride):
         gradient = layout.gradient_like(x, merged)
         assert gradient.shape == x.shape
         assert seen(gradient).tensor is gradient
+
+
+@pytest.mark.parametrize(
+    ("shape", "stride", "expected"),
+    [
+        ((2, 3), (3, 1), True),
+        ((2, 3), (1, 2), True),
+        ((2, 3, 4), (12, 1, 3), True),
+        ((1, 3, 1), (7, 1, 9), True),
+        ((), (), True),
+        ((2, 3), (4, 1), False),
+        ((2, 3), (6, 2), False),
+        ((2, 3), (0, 1), False),
+    ],
+)
+def test_dense_is_without_gaps(shape, stride, expected):
+    assert layout.dense(torch.zeros(100).as_strided(shape, stride)) is expected
