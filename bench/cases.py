@@ -30,6 +30,11 @@ class Phase(str, Enum):
         """What the backward pass begins with."""
         return SCALE if self is Phase.SCALED else 1.0
 
+    @property
+    def gradients(self) -> bool:
+        """Whether a backward pass follows."""
+        return self is not Phase.FORWARD
+
 
 class Inputs(NamedTuple):
     """The tensors of one call. Both outputs are leaves that require grad."""
@@ -105,6 +110,11 @@ class Case:
     def targets_shape(self) -> tuple[int, ...]:
         """(N, *positions): one class index each."""
         return (self.N, *self.positions)
+
+    @property
+    def logits_bytes(self) -> int:
+        """What the memory of a call is measured in."""
+        return math.prod(self.logits_shape) * DTYPES[self.logits_dtype].itemsize
 
     @property
     def ignored_positions(self) -> int:

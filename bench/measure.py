@@ -22,13 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from fused_loss.bench.cases import Inputs
-from fused_loss.bench.providers import Program
-from fused_loss.bench.steps import Step
+from fused_loss.bench.programs import Program, Step
 
-Sampler = Callable[[Step, Sequence[Inputs]], tuple[float, float]]
+Sampler = Callable[[Step, Sequence[Any]], tuple[float, float]]
 
 SAMPLE_SECONDS = 5e-3  # a sample lasts at least about this
 MOST_CALLS = 1000
@@ -106,9 +103,11 @@ def timer(device: torch.device) -> Callable[[], float]:
     return synchronised
 
 
-def first_call(program: Program, inputs: Inputs) -> tuple[tuple[Tensor, ...], float]:
+def first_call(
+    program: Program, inputs: Any, device: torch.device
+) -> tuple[tuple[Any, ...], float]:
     """The outputs of a program's first step and the seconds it took, compilation included."""
-    now = timer(inputs.classification_output.device)
+    now = timer(device)
     start = now()
     outputs = program(inputs)
     return outputs, now() - start
@@ -116,7 +115,8 @@ def first_call(program: Program, inputs: Inputs) -> tuple[tuple[Tensor, ...], fl
 
 def alternate(
     programs: Mapping[str, Program],
-    sets: Sequence[Inputs],
+    sets: Sequence[Any],
+    device: torch.device,
     plan: Plan,
     progress: Callable[[float], Any] = lambda share: None,
 ) -> dict[str, Timing]:
@@ -125,10 +125,10 @@ def alternate(
     Args:
         programs: By name.
         sets: The input sets to rotate among.
+        device: Where they are.
         plan: When to stop.
         progress: Called after each round with the share that is done, in [0, 1].
     """
-    device = sets[0].classification_output.device
     sample, clock = (_events, "cuda events") if device.type == "cuda" else (_wall, "wall")
     queues = {name: cycle(sets) for name in programs}
     names = list(programs)
@@ -155,21 +155,21 @@ def _timing(samples: Sequence[tuple[float, float]], calls: int, clock: str) -> T
     return Timing(seconds, calls, clock, wall if clock != "wall" else ())
 
 
-def _touch(program: Program, sets: Sequence[Inputs]) -> None:
+def _touch(program: Program, sets: Sequence[Any]) -> None:
     """One call on each set of inputs: what a set needs once is done before the clock."""
     with program.context():
         for inputs in sets:
             program.step(inputs)
 
 
-def _calls(program: Program, queue: Iterator[Inputs], sample: Sampler) -> int:
+def _calls(program: Program, queue: Iterator[Any], sample: Sampler) -> int:
     """How many calls make a sample; three single calls, timed, are the last of the warm-up."""
     with program.context():
         once = min(sample(program.step, [next(queue)])[1] for _ in range(3))
     return max(1, min(MOST_CALLS, math.ceil(SAMPLE_SECONDS / max(once, 1e-9))))
 
 
-def _wall(step: Step, queue: Sequence[Inputs]) -> tuple[float, float]:
+def _wall(step: Step, queue: Sequence[Any]) -> tuple[float, float]:
     """Seconds a call, twice: there is one clock."""
     start = time.perf_counter()
     for inputs in queue:
@@ -178,7 +178,7 @@ def _wall(step: Step, queue: Sequence[Inputs]) -> tuple[float, float]:
     return seconds, seconds
 
 
-def _events(step: Step, queue: Sequence[Inputs]) -> tuple[float, float]:
+def _events(step: Step, queue: Sequence[Any]) -> tuple[float, float]:
     """Seconds a call between two events of the stream, and of wall time."""
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()

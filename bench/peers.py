@@ -7,10 +7,8 @@ takes embeddings and a classifier's weights instead of logits, so it cannot stan
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -58,19 +56,6 @@ def flag_gems(case: Case) -> CrossEntropy:
 
     smoothing = case.label_smoothing
     return lambda z, t, weight: cross_entropy_loss(z, t, weight, label_smoothing=smoothing)
-
-
-def needs(module: str, package: str) -> Callable[[torch.device], str | None]:
-    """Why a peer cannot run: no GPU, or not installed."""
-
-    def reason(device: torch.device) -> str | None:
-        if device.type != "cuda":
-            return f"{package} runs on a GPU only"
-        if importlib.util.find_spec(module) is None:
-            return f"not installed: pip install {package}"
-        return None
-
-    return reason
 
 
 def _only(case: Case, **taken: bool) -> None:

@@ -18,7 +18,8 @@ from fused_loss.bench import accuracy, compare, render
 from fused_loss.bench.cases import DTYPES, Case, Phase
 from fused_loss.bench.environment import environment
 from fused_loss.bench.measure import Plan
-from fused_loss.bench.providers import PROVIDERS, select
+from fused_loss.bench.programs import select
+from fused_loss.bench.providers import PROVIDERS
 from fused_loss.bench.run import Record, run_case
 from fused_loss.bench.stored import FILE, SCHEMA
 from fused_loss.bench.suites import SUITES, custom
@@ -88,7 +89,8 @@ def run(args: argparse.Namespace) -> int:
     from fused_loss.bench.tables import progress_bar, show
 
     try:
-        cases, providers, device = _cases(args), select(args.providers), _device(args)
+        cases, device = _cases(args), _device(args)
+        providers = [PROVIDERS[name] for name in select(args.providers, PROVIDERS)]
     except ValueError as error:
         print(f"fused-loss bench: {error}", file=sys.stderr)
         return 2

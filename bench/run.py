@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -11,11 +10,12 @@ from typing import Any
 
 import torch
 
-from fused_loss.bench.cases import DTYPES, Case, Inputs, Phase
+from fused_loss.bench.cases import Case, Inputs, Phase
 from fused_loss.bench.footprint import Footprint, footprint
+from fused_loss.bench.kinds import kind_of
 from fused_loss.bench.measure import Neighbours, Plan, Timing, alternate, first_call
-from fused_loss.bench.providers import Program, Provider
-from fused_loss.bench.verify import Errors, allowance, complaint, eager_errors, errors
+from fused_loss.bench.programs import Program, Provider
+from fused_loss.bench.verify import Errors
 
 # What became of a provider on a case. Only "ok" has a time.
 OK, WRONG, FAILED, UNSUPPORTED = "ok", "wrong", "failed", "unsupported"
@@ -77,8 +77,7 @@ class Record:
 
     def peak_logits(self, row: Row) -> float | None:
         """The most memory a call held beyond its inputs, in units of the logits."""
-        logits = math.prod(self.case.logits_shape) * DTYPES[self.case.logits_dtype].itemsize
-        return row.footprint.peak_bytes / logits if row.footprint else None
+        return row.footprint.peak_bytes / self.case.logits_bytes if row.footprint else None
 
     def as_json(self) -> dict[str, Any]:
         """Plain numbers: seconds, bytes, and ratios to eager and copy."""
@@ -159,7 +158,7 @@ class _CaseBench:
     """A case on a device, with what its phases share: compiled providers and their failures."""
 
     def __init__(self, case: Case, device: torch.device, plan: Plan) -> None:
-        self.case, self.device, self.plan = case, device, plan
+        self.case, self.device, self.plan, self.kind = case, device, plan, kind_of(case)
         self.prepared: dict[str, Callable[[Phase], Program]] = {}
         self.rows: dict[tuple[str, Phase], Row] = {}
 
@@ -169,7 +168,7 @@ class _CaseBench:
         """Check and time the providers in one phase."""
         rows, programs = [], {}
         fresh = self.case.make(self.device, CHECK_SEED)
-        of_eager = {} if phase is Phase.STEP else eager_errors(self.case, phase, fresh)
+        of_eager = {} if phase is Phase.STEP else self._eager_errors(phase, fresh)
         for done, provider in enumerate(providers):
             tell(0.5 * done / len(providers), f"check {provider.name}")
             row, program = self._check(phase, provider, fresh, of_eager)
@@ -183,7 +182,9 @@ class _CaseBench:
         count = self.case.input_sets(self.device)
         sets = [self.case.make(self.device, seed) for seed in range(count)]
         with Neighbours() as neighbours:
-            timings = alternate(programs, sets, self.plan, lambda s: tell(0.5 + 0.5 * s, "time"))
+            timings = alternate(
+                programs, sets, self.device, self.plan, lambda s: tell(0.5 + 0.5 * s, "time")
+            )
         for row in rows:
             row.timing = timings.get(row.provider.name)
         return Record(self.case, phase, rows, count, neighbours.cores)
@@ -202,15 +203,15 @@ class _CaseBench:
             inputs = self.case.make(self.device, CHECK_SEED)
         try:
             program = self._program(provider, phase)
-            outputs, row.first_call = first_call(program, inputs)
+            outputs, row.first_call = first_call(program, inputs, self.device)
             if provider.computes and phase is not Phase.STEP:
                 if provider.overwrites:
                     inputs = self.case.make(self.device, CHECK_SEED)
-                row.errors = errors(self.case, phase, inputs, outputs)
-                row.allowed = allowance(of_eager, outputs)
-                row.reason = complaint(row.errors, row.allowed)
+                row.errors, row.allowed, row.reason = self.kind.verdict(
+                    self.case, phase, inputs, outputs, of_eager
+                )
             del outputs
-            row.footprint = footprint(program, inputs)
+            row.footprint = footprint(program, inputs, self.device)
         except NotImplementedError as refusal:
             row.status, row.reason = UNSUPPORTED, str(refusal)
             return row, None
@@ -227,9 +228,12 @@ class _CaseBench:
         """Its row in `Phase.TRAINING`, checked now where that phase is not part of the run."""
         key = provider.name, Phase.TRAINING
         if key not in self.rows:
-            of_eager = eager_errors(self.case, Phase.TRAINING, inputs)
+            of_eager = self._eager_errors(Phase.TRAINING, inputs)
             self.rows[key], _ = self._check(Phase.TRAINING, provider, inputs, of_eager)
         return self.rows[key]
+
+    def _eager_errors(self, phase: Phase, inputs: Inputs) -> Errors:
+        return self.kind.eager_errors(self.case, phase, inputs, self.device)
 
     def _program(self, provider: Provider, phase: Phase) -> Program:
         if provider.name not in self.prepared:

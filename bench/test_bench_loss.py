@@ -12,10 +12,11 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from fused_loss.bench.cases import Case, Phase
+from fused_loss.bench.kinds import kind_of
 from fused_loss.bench.measure import first_call, timer
-from fused_loss.bench.providers import PROVIDERS, Provider
+from fused_loss.bench.programs import Provider
+from fused_loss.bench.providers import PROVIDERS
 from fused_loss.bench.suites import SUITES
-from fused_loss.bench.verify import allowance, complaint, eager_errors, errors
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda", 0) if GPU else torch.device("cpu")
@@ -38,11 +39,12 @@ def test_loss(benchmark: BenchmarkFixture, case: Case, phase: Phase, provider: P
     torch.compiler.reset()
     program = provider.program(case, phase, DEVICE)
     fresh = case.make(DEVICE, seed=1)
-    outputs, compilation = first_call(program, fresh)
+    outputs, compilation = first_call(program, fresh, DEVICE)
     if provider.computes and phase is not Phase.STEP:
         fresh = case.make(DEVICE, seed=1) if provider.overwrites else fresh
-        allowed = allowance(eager_errors(case, phase, fresh), outputs)
-        assert complaint(errors(case, phase, fresh, outputs), allowed) is None
+        kind = kind_of(case)
+        of_eager = kind.eager_errors(case, phase, fresh, DEVICE)
+        assert kind.verdict(case, phase, fresh, outputs, of_eager)[2] is None
     del fresh, outputs
     sets = cycle([case.make(DEVICE, seed) for seed in range(2, 2 + case.input_sets(DEVICE))])
     benchmark.group = f"{case.name} {phase.value}"

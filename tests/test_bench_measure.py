@@ -19,7 +19,7 @@ from fused_loss.bench.measure import (
     first_call,
     timer,
 )
-from fused_loss.bench.providers import Program
+from fused_loss.bench.programs import Program
 
 
 def recorder(name: str, log: list[tuple[str, str]]) -> Program:
@@ -38,7 +38,7 @@ def recorder(name: str, log: list[tuple[str, str]]) -> Program:
 def test_programs_alternate_in_rotated_order():
     log: list[tuple[str, str]] = []
     programs = {name: recorder(name, log) for name in "abc"}
-    timings = alternate(programs, [SMALL.make()], Plan(rounds=4))
+    timings = alternate(programs, [SMALL.make()], CPU, Plan(rounds=4))
     entered = "".join(name for name, event in log if event == "enter")
     # the first three touch the inputs, the next three calibrate
     assert entered == "abc" + "abc" + "abc" + "bca" + "cab" + "abc"
@@ -50,7 +50,7 @@ def test_programs_alternate_in_rotated_order():
 
 
 def test_every_round_gives_each_program_a_sample():
-    timings = alternate({n: recorder(n, []) for n in "ab"}, [SMALL.make()], Plan(rounds=7))
+    timings = alternate({n: recorder(n, []) for n in "ab"}, [SMALL.make()], CPU, Plan(rounds=7))
     assert all(len(timing.seconds) == 7 for timing in timings.values())
     assert all(timing.clock == "wall" and timing.calls >= 1 for timing in timings.values())
 
@@ -59,18 +59,18 @@ def test_inputs_rotate():
     seen = []
     program = Program(lambda inputs: (seen.append(inputs), ())[1], recorder("", []).context)
     sets = [SMALL.make(seed=seed) for seed in range(3)]
-    alternate({"a": program}, sets, Plan(rounds=2))
+    alternate({"a": program}, sets, CPU, Plan(rounds=2))
     assert all(x is sets[place % 3] for place, x in enumerate(seen))
     assert len(seen) > 3
 
 
 def test_nothing_to_time_is_no_time():
-    assert alternate({}, [SMALL.make()], Plan(rounds=3)) == {}
+    assert alternate({}, [SMALL.make()], CPU, Plan(rounds=3)) == {}
 
 
 def test_progress_ends_at_one():
     shares: list[float] = []
-    alternate({"a": recorder("a", [])}, [SMALL.make()], Plan(rounds=4), shares.append)
+    alternate({"a": recorder("a", [])}, [SMALL.make()], CPU, Plan(rounds=4), shares.append)
     assert shares == [0.25, 0.5, 0.75, 1.0]
 
 
@@ -98,7 +98,7 @@ def test_a_plan_by_seconds_stops_neither_too_early_nor_too_late():
 def test_the_first_call_returns_what_the_step_does():
     inputs = SMALL.make()
     program = PROVIDERS["eager"].program(SMALL, Phase.TRAINING, CPU)
-    outputs, seconds = first_call(program, inputs)
+    outputs, seconds = first_call(program, inputs, CPU)
     assert len(outputs) == 3
     assert seconds > 0
 
@@ -137,7 +137,7 @@ def test_on_a_gpu_events_are_the_clock():
 
     device = torch.device("cuda", 0)
     program = PROVIDERS["eager"].program(SMALL, Phase.TRAINING, device)
-    timing = alternate({"eager": program}, [SMALL.make(device)], Plan(rounds=3))["eager"]
+    timing = alternate({"eager": program}, [SMALL.make(device)], device, Plan(rounds=3))["eager"]
     assert timing.clock == "cuda events"
     assert min(timing.seconds) > 0
     assert timer(device)() > 0
