@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from fused_loss.bench import exact
-from fused_loss.bench.cases import Phase
+from fused_loss.bench import exact, models, peers
+from fused_loss.bench.cases import Case, Phase
+from fused_loss.bench.models import ModelCase
 from fused_loss.bench.programs import Provider
 from fused_loss.bench.providers import PROVIDERS
+from fused_loss.bench.runtimes import RUNTIMES
 from fused_loss.bench.verify import Errors, allowance, complaint
 
 
@@ -20,14 +22,22 @@ class Kind:
     """One kind of cases.
 
     Attributes:
+        name: Of the kind.
         providers: By name; "eager" is the measure of what rounding costs.
         outputs: What a step returns, by name; a phase may return the first of them alone.
         errors: `(case, phase, inputs, outputs)`: how far these are from float64.
+        on: The only type of device that they run on; None: any.
+        left_out: Providers that there might be and are not, and why.
+        profiled: Whether PyTorch's profiler sees what every provider does.
     """
 
+    name: str
     providers: Mapping[str, Provider]
     outputs: tuple[str, ...]
     errors: Callable[[Any, Phase, Any, tuple[Any, ...]], Errors]
+    on: str | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    profiled: bool = True
 
     def eager_errors(self, case: Any, phase: Phase, inputs: Any, device: torch.device) -> Errors:
         """PyTorch's own errors on this case; none where it is too large for eager PyTorch."""
@@ -46,9 +56,10 @@ class Kind:
         return found, allowed, complaint(found, allowed)
 
 
-LOSS = Kind(PROVIDERS, exact.OUTPUTS, exact.errors)
+LOSS = Kind("loss", PROVIDERS, exact.OUTPUTS, exact.errors, left_out=peers.LEFT_OUT)
+INFERENCE = Kind("inference", RUNTIMES, models.OUTPUTS, models.errors, on="cpu", profiled=False)
 
 
-def kind_of(case: Any) -> Kind:
-    """Of a case, the kind that it belongs to."""
-    return LOSS
+def kind_of(case: Case | ModelCase) -> Kind:
+    """The kind that a case is of."""
+    return INFERENCE if isinstance(case, ModelCase) else LOSS

@@ -30,6 +30,7 @@ Sampler = Callable[[Step, Sequence[Any]], tuple[float, float]]
 SAMPLE_SECONDS = 5e-3  # a sample lasts at least about this
 MOST_CALLS = 1000
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 50
+SETTLING_SECONDS, MOST_SETTLING = 1e-3, 50
 PROC_STAT = Path("/proc/stat")
 
 
@@ -119,6 +120,7 @@ def alternate(
     device: torch.device,
     plan: Plan,
     progress: Callable[[float], Any] = lambda share: None,
+    before: Callable[[], Any] = lambda: None,
 ) -> dict[str, Timing]:
     """Time programs, already warm, against each other in one run.
 
@@ -128,6 +130,7 @@ def alternate(
         device: Where they are.
         plan: When to stop.
         progress: Called after each round with the share that is done, in [0, 1].
+        before: Called before each sample, outside the clock.
     """
     sample, clock = (_events, "cuda events") if device.type == "cuda" else (_wall, "wall")
     queues = {name: cycle(sets) for name in programs}
@@ -142,12 +145,26 @@ def alternate(
             first = rounds % len(names)
             for name in names[first:] + names[:first]:
                 queue = list(islice(queues[name], calls[name]))
+                before()
                 with programs[name].context():
                     samples[name].append(sample(programs[name].step, queue))
             rounds += 1
             share = plan.share(rounds, time.perf_counter() - start)
             progress(min(1.0, share))
     return {name: _timing(samples[name], calls[name], clock) for name in names}
+
+
+def settle() -> None:
+    """Wait until no thread of this process runs.
+
+    PyTorch's threads spin for some milliseconds after their last work. Between two losses that is
+    the same for all; another runtime with threads of its own would find its cores taken.
+    """
+    for _ in range(MOST_SETTLING):
+        before = time.process_time()
+        time.sleep(SETTLING_SECONDS)
+        if time.process_time() - before < 0.3 * SETTLING_SECONDS:
+            return
 
 
 def _timing(samples: Sequence[tuple[float, float]], calls: int, clock: str) -> Timing:

@@ -11,6 +11,10 @@ from collections.abc import Callable
 import torch
 
 
+def nothing(device: torch.device) -> None:
+    """It runs anywhere."""
+
+
 def compiler(device: torch.device) -> str | None:
     """What `torch.compile` lacks: a C++ compiler, or Triton on a GPU."""
     if device.type == "cuda":
@@ -38,6 +42,12 @@ def kernels(device: torch.device) -> str | None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         return "TRITON_INTERPRET=1 runs the Triton kernels in Python: unset it"
     return None if _is_there("triton") else "needs Triton: pip install 'fused-loss[triton]'"
+
+
+def export(device: torch.device) -> str | None:
+    """What exporting to ONNX and running the file lacks."""
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if not _is_there(name)]
+    return f"needs {', '.join(missing)}: pip install 'fused-loss[export]'" if missing else None
 
 
 def peer(module: str, package: str) -> Callable[[torch.device], str | None]:

@@ -1,8 +1,7 @@
 """Other people's cross-entropies, each with `F.mse_loss` and the weighted sum around it.
 
 They need a GPU and their own package; what is not installed is absent from a run, which says how to
-get it. Imported at their first use, so that the registry needs nothing but torch. cut-cross-entropy
-takes embeddings and a classifier's weights instead of logits, so it cannot stand here.
+get it. Imported at their first use, so that the registry needs nothing but torch.
 """
 
 from __future__ import annotations
@@ -14,6 +13,14 @@ from torch import Tensor
 
 from fused_loss.bench.cases import Case, Inputs
 from fused_loss.bench.steps import Loss
+
+# Named, so that a report says why they are not compared.
+LEFT_OUT = {
+    "cut-cross-entropy": "takes embeddings and the weights of the last layer, and never writes the "
+    "logits; every case here begins with logits, as where they are wanted for more than the loss. "
+    "A comparison would be of a layer and its loss with a loss alone. Where nobody needs the "
+    "logits it spares their memory, which no loss of logits can: pip install cut-cross-entropy"
+}
 
 CrossEntropy = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 

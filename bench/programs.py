@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from fused_loss.bench import needs
 from fused_loss.bench.cases import Phase
 
 Step = Callable[[Any], tuple[Any, ...]]  # the inputs that its case makes -> its outputs
@@ -31,10 +32,6 @@ class Program:
         """One step within its context."""
         with self.context():
             return self.step(inputs)
-
-
-def _anywhere(device: torch.device) -> str | None:
-    return None
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class Provider:
 
     name: str
     prepare: Callable[[Any, torch.device], Prepared]
-    available: Callable[[torch.device], str | None] = _anywhere
+    available: Callable[[torch.device], str | None] = needs.nothing
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
     phases: tuple[Phase, ...] = tuple(Phase)
     fits: Callable[[Any], bool] = lambda case: True

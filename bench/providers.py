@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fused_loss import backend, combined_loss
 from fused_loss.bench import needs, peers
-from fused_loss.bench.cases import DTYPES, Case, Inputs, Phase
+from fused_loss.bench.cases import DTYPES, LOSS_PHASES, Case, Inputs, Phase
 from fused_loss.bench.programs import Prepared, Provider
 from fused_loss.bench.steps import Loss, Replayed, TrainingStep, copy_step, step_of
 
@@ -137,7 +137,9 @@ _PEERS = (
     _peer("flag-gems", "flag_gems", "flag-gems", peers.flag_gems),
 )
 _FLOORS = (
-    Provider("copy", _copy, computes=False, phases=tuple(p for p in Phase if p is not Phase.STEP)),
+    Provider(
+        "copy", _copy, computes=False, phases=tuple(p for p in LOSS_PHASES if p is not Phase.STEP)
+    ),
     Provider("model-alone", _model_alone, computes=False, phases=(Phase.STEP,)),
 )
 _GRAPHS = tuple(_replayed(p) for p in _LOSSES if p.name in ("eager", "compile", "fused-triton"))

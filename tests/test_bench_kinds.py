@@ -3,7 +3,9 @@ import torch
 from _bench import CPU, SMALL
 
 from fused_loss.bench import PROVIDERS, Phase
-from fused_loss.bench.kinds import LOSS, Kind, kind_of
+from fused_loss.bench.kinds import INFERENCE, LOSS, Kind, kind_of
+from fused_loss.bench.models import ModelCase
+from fused_loss.bench.runtimes import RUNTIMES
 
 INPUTS = SMALL.make(seed=1)
 
@@ -11,6 +13,12 @@ INPUTS = SMALL.make(seed=1)
 def test_a_loss_has_the_losses_providers():
     assert kind_of(SMALL) is LOSS
     assert LOSS.providers is PROVIDERS
+
+
+def test_a_model_has_the_runtimes_on_the_cpu_alone():
+    kind = kind_of(ModelCase("mlp-256", 1))
+    assert kind is INFERENCE
+    assert (kind.providers, kind.on) == (RUNTIMES, "cpu")
 
 
 def test_the_verdict_has_errors_and_what_they_may_be():
@@ -32,7 +40,7 @@ def test_where_eager_is_out_of_memory_it_allows_nothing():
     def exhausted(*args: object) -> dict:
         raise torch.OutOfMemoryError
 
-    kind = Kind(PROVIDERS, LOSS.outputs, exhausted)
+    kind = Kind("loss", PROVIDERS, LOSS.outputs, exhausted)
     assert kind.eager_errors(SMALL, Phase.TRAINING, INPUTS, CPU) == {}
 
 

@@ -131,6 +131,35 @@ def test_where_the_system_does_not_tell_neighbours_are_unknown(
     assert neighbours.cores is None
 
 
+def test_before_each_sample_there_is_a_pause_outside_the_clock():
+    log: list[tuple[str, str]] = []
+    programs = {name: recorder(name, log) for name in "ab"}
+    timings = alternate(
+        programs, [SMALL.make()], CPU, Plan(rounds=3), before=lambda: log.append(("-", "pause"))
+    )
+    pauses = [place for place, entry in enumerate(log) if entry == ("-", "pause")]
+    assert len(pauses) == 6
+    assert all(log[place + 1][1] == "enter" for place in pauses)
+    assert all(len(timing.seconds) == 3 for timing in timings.values())
+
+
+def test_threads_that_spin_are_waited_for(monkeypatch: pytest.MonkeyPatch):
+    busy = iter([0.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0])  # CPU seconds: idle in the third wait
+    slept: list[float] = []
+    monkeypatch.setattr(measure.time, "process_time", lambda: next(busy))
+    monkeypatch.setattr(measure.time, "sleep", slept.append)
+    measure.settle()
+    assert slept == [measure.SETTLING_SECONDS] * 3
+
+
+def test_it_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch):
+    slept: list[float] = []
+    monkeypatch.setattr(measure.time, "process_time", lambda: float(len(slept)))
+    monkeypatch.setattr(measure.time, "sleep", slept.append)
+    measure.settle()
+    assert len(slept) == measure.MOST_SETTLING
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_events_are_the_clock():
     import torch
