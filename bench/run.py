@@ -165,9 +165,20 @@ def run_case(
             progress((done + share) / len(measured), doing)
 
         fitting = [p for p in providers if phase in p.phases and p.fits(case)]
-        with _threads(phase.threads):
+        with threads_of(phase):
             record = bench.record(phase, fitting, tell)
         yield record
+
+
+@contextmanager
+def threads_of(phase: Phase) -> Iterator[None]:
+    """PyTorch on as many CPU threads as the phase is about."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(phase.threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _CaseBench:
@@ -262,17 +273,6 @@ class _CaseBench:
         if provider.name not in self.prepared:
             self.prepared[provider.name] = provider.programs(self.case, self.device)
         return self.prepared[provider.name](phase)
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """PyTorch on so many threads; None: as it is."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _release(device: torch.device) -> None:

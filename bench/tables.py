@@ -35,6 +35,7 @@ def phase_table(phase: Phase, records: Sequence[Record]) -> Table:
     table = Table(
         title=f"{phase.value}, time of a call ({', '.join(sorted(clocks)) or 'nothing timed'})",
         box=box.SIMPLE_HEAD,
+        pad_edge=False,
     )
     table.add_column("case", no_wrap=True)
     last = ("loss share" if phase is Phase.STEP else "× copy", "memory")

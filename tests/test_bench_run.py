@@ -3,9 +3,10 @@
 import os
 from dataclasses import replace
 
+import _bench
 import pytest
 import torch
-from _bench import CPU, SMALL, fails, gradient_off, refuses, value_off
+from _bench import CPU, SMALL, fails, gradient_off, refuses, slowed, value_off
 from torch import Tensor
 
 from fused_loss.bench import PROVIDERS, Case, Inputs, Phase, Provider
@@ -122,6 +123,19 @@ def test_progress_grows_to_one():
     assert [record.phase for record in records] == list(LOSS_PHASES)
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
+
+
+def test_a_slowed_provider_is_right_all_the_same(monkeypatch: pytest.MonkeyPatch):
+    now = iter(range(100))  # seconds: a step takes 1, so it is slowed until 4 have passed
+    read: list[int] = []
+    monkeypatch.setattr(_bench.time, "perf_counter", lambda: read.append(next(now)) or read[-1])
+    slow = slowed(PROVIDERS["fused-eager"], 4.0)
+    inputs = SMALL.make()
+    right = PROVIDERS["fused-eager"].program(SMALL, Phase.TRAINING, CPU)(inputs)
+    found = slow.program(SMALL, Phase.TRAINING, CPU)(inputs)
+    assert all(map(torch.equal, found, right))
+    assert read == [0, 1, 2, 3, 4, 5][: len(read)]
+    assert read[-1] - read[0] >= 4
 
 
 def test_compile_and_fused_are_right_and_timed():
