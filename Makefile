@@ -5,7 +5,8 @@ PY := $(CURDIR)/$(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 PYTEST_ARGS ?=
 TREE := build/tree
-OUT ?= build/gpu
+OUT ?= bench/results/new
+GPU_SECONDS ?= 450
 SHELL := /bin/bash
 
 .PHONY: help demo test test-full check tree format bench gpu clean
@@ -53,14 +54,18 @@ format: $(INSTALLED)
 bench: $(INSTALLED)
 	$(VENV)/bin/fused-loss bench
 
-# Nothing is installed: the python3 on the PATH must hold torch, triton, pytest, hypothesis, onnx.
-# The benchmark runs even where a test fails; the target fails with it.
+# Nothing is installed: the python3 on the PATH must hold torch, triton, pytest, hypothesis, onnx,
+# rich. Tests and benchmark share GPU_SECONDS; a case is written as soon as it is measured. The
+# benchmark runs even where a test fails; the target fails with it.
 gpu: export PYTHONSAFEPATH = 1
 gpu: export PYTHONPATH := $(CURDIR)/$(TREE):$(PYTHONPATH)
 gpu: tree
 	mkdir -p $(OUT)
-	set -o pipefail; python3 -m pytest -m gpu $(PYTEST_ARGS) 2>&1 | tee $(OUT)/tests.log; tests=$$?; \
-		python3 -m fused_loss.cli bench --suite gpu --out $(OUT)/bench && exit $$tests
+	end=$$(( $$(date +%s) + $(GPU_SECONDS) )); set -o pipefail; \
+		timeout $$(( $(GPU_SECONDS) / 2 )) python3 -m pytest -m gpu $(PYTEST_ARGS) 2>&1 \
+			| tee $(OUT)/tests.log; tests=$$?; \
+		python3 -m fused_loss.cli bench --suite gpu --out $(OUT) --limit $$(( end - $$(date +%s) )) \
+			&& exit $$tests
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis $(VENV)

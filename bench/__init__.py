@@ -5,7 +5,8 @@ pytest-benchmark. Neither times a provider that does not match a float64 referen
 """
 
 from fused_loss.bench.cases import Case, Inputs, Phase
-from fused_loss.bench.providers import PROVIDERS, Provider
+from fused_loss.bench.programs import Provider
+from fused_loss.bench.providers import PROVIDERS
 from fused_loss.bench.suites import SUITES
 
 __all__ = ["PROVIDERS", "SUITES", "Case", "Inputs", "Phase", "Provider"]

@@ -24,11 +24,27 @@ class Phase(str, Enum):
     TRAINING = "forward+backward"  # the loss and both gradients, for a grad_output of 1
     SCALED = "scaled forward+backward"  # the same for a GradScaler's grad_output, `SCALE`
     STEP = "training step"  # of a small model: forward, loss, backward, optimizer
+    ONE_THREAD = "inference on 1 thread"  # a model's outputs, without gradients
+    TWO_THREADS = "inference on 2 threads"
 
     @property
     def grad_output(self) -> float:
         """What the backward pass begins with."""
         return SCALE if self is Phase.SCALED else 1.0
+
+    @property
+    def gradients(self) -> bool:
+        """Whether a backward pass follows."""
+        return self in (Phase.TRAINING, Phase.SCALED, Phase.STEP)
+
+    @property
+    def threads(self) -> int | None:
+        """The CPU threads that the phase is about; None: as many as PyTorch takes."""
+        return {Phase.ONE_THREAD: 1, Phase.TWO_THREADS: 2}.get(self)
+
+
+LOSS_PHASES = (Phase.FORWARD, Phase.TRAINING, Phase.SCALED, Phase.STEP)
+MODEL_PHASES = (Phase.ONE_THREAD, Phase.TWO_THREADS)
 
 
 class Inputs(NamedTuple):
@@ -107,15 +123,20 @@ class Case:
         return (self.N, *self.positions)
 
     @property
+    def logits_bytes(self) -> int:
+        """What the memory of a call is measured in."""
+        return math.prod(self.logits_shape) * DTYPES[self.logits_dtype].itemsize
+
+    @property
     def ignored_positions(self) -> int:
         """How many positions carry `IGNORE_INDEX`: the same number for every seed."""
         return round(self.ignored * math.prod(self.targets_shape))
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """Every phase; `Phase.STEP` has linear heads, so one position a sample, and a batch."""
+        """Those of a loss; `Phase.STEP` has linear heads, so one position a sample, and a batch."""
         trained = not self.positions and self.N <= MOST_TRAINED
-        return tuple(phase for phase in Phase if trained or phase is not Phase.STEP)
+        return tuple(phase for phase in LOSS_PHASES if trained or phase is not Phase.STEP)
 
     # With b bytes a logit, d bytes an element of the regression, P positions of which L are
     # labelled, and M elements of the regression, no implementation moves less than

@@ -35,9 +35,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--to",
-        default="eager",
         metavar="PROVIDER",
-        help="whose time in the same run is the unit, such as copy (default: %(default)s)",
+        help="whose time in the same run is the only unit, such as eager (default: a change must "
+        "show in the time of every provider but this package's)",
     )
 
 
@@ -74,17 +74,23 @@ def show(
         say(f"{name}: {_run_line(results)}")
     for title, listed in (("slower", found.slower), ("faster", found.faster)):
         if listed:
-            console.print(_table(f"{title} in B", listed, args.to))
+            console.print(_table(f"{title} in B", listed))
     for key, reason in found.broken:
         where = f"{key.provider} on {key.case}, {key.phase}"
         say(f"had a time in A: {where}: {reason}", style="bold red")
     for name, keys in zip("AB", found.only_in, strict=True):
         for line in _grouped(keys):
             say(f"only in {name}: {line}")
-    if any(change.crowded for change in found.slower + found.faster):
-        say("crowded: other processes wanted the same cores; repeat those on a quiet machine")
-    if found.without_base:
-        say(f"{found.without_base} measurements have no {args.to} beside them")
+    if found.crowded:
+        say(
+            f"{found.crowded} measurements not judged: other processes wanted the same cores in A "
+            "or in B; repeat them on a quiet machine"
+        )
+    if found.without_unit:
+        say(
+            f"{found.without_unit} measurements of ours have no {args.to or 'other provider'} "
+            "beside them"
+        )
     regressions = len(found.regressions)
     say(
         f"{len(found.slower)} slower, {len(found.faster)} faster, {found.unchanged} unchanged: by "
@@ -108,21 +114,21 @@ def _run_line(results: dict[str, Any]) -> str:
     return "; ".join(facts)
 
 
-def _table(title: str, listed: Sequence[Change], to: str) -> Table:
+def _table(title: str, listed: Sequence[Change]) -> Table:
     from rich import box
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=title, box=box.SIMPLE_HEAD)
-    for heading in ("case", "phase", "provider"):
+    for heading in ("case", "phase", "provider", "unit"):
         table.add_column(heading)
-    for heading in (f"A × {to}", f"B × {to}", "B / A"):
+    for heading in ("A / unit", "B / unit", "B / A"):
         table.add_column(heading, justify="right", no_wrap=True)
     for change in listed:
         ratios = change.before, change.after
         cells = (f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}]" for one in ratios)
-        name = change.key.case + " (crowded)" * change.crowded
-        words = (name, change.key.phase, change.key.provider, *cells, f"{change.factor:.2f}×")
+        key = change.key
+        words = (key.case, key.phase, key.provider, change.unit, *cells, f"{change.factor:.2f}×")
         table.add_row(*map(escape, words))
     return table
 

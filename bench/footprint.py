@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from fused_loss.bench.cases import Inputs
-from fused_loss.bench.providers import Program
+from fused_loss.bench.programs import Program
 
 CALL = "fused_loss.bench call"
 # Calls of the CUDA runtime after which the host has waited for the GPU. A copy to pageable host
@@ -42,9 +41,8 @@ class Footprint:
     synchronisations: int | None
 
 
-def footprint(program: Program, inputs: Inputs) -> Footprint:
+def footprint(program: Program, inputs: Any, device: torch.device) -> Footprint:
     """Run one call of a warm program under the profiler."""
-    device = inputs.classification_output.device
     gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu
     if gpu:

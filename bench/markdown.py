@@ -4,11 +4,11 @@ of two of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from fused_loss.bench.cases import Phase
-from fused_loss.bench.slower import where_slower
-from fused_loss.bench.stored import Row, in_phase, phases
+from fused_loss.bench.slower import INFERENCE, where_slower
+from fused_loss.bench.stored import Record, Row, in_phase, phases
 from fused_loss.bench.wording import (
     Results,
     crowded,
@@ -28,13 +28,25 @@ CAPTIONS = {
     "roofline.png": "achieved bandwidth against the size of a row of logits",
     "memory.png": "peak memory of a call in units of the logits",
     "overhead.png": "time of a call on tiny shapes",
+    "inference.png": "speed-up over eager in inference, by provider",
 }
+Cell = Callable[[Record, Row], str]
+
 LEGEND = """\
 Time is the median of a call, and spread the distance from the first to the last decile as a part
 of it. × eager and × copy are multiples of that provider's time in the same run: lower is better.
+First call includes compilation."""
+LOSS_LEGEND = """\
 The copy moves as many bytes as the loss must, and GB/s are those bytes over the time. Loss share
 is the part of the training step that the model alone does not take. Memory is the most held
-beyond the inputs, in units of the logits. First call includes compilation."""
+beyond the inputs, in units of the logits."""
+MODEL_LEGEND = """\
+In inference, compile and aot (`torch.export`, compiled ahead of time) are made for the batch and
+the threads of the case; the ONNX file takes any batch. onnx-unoptimised, onnx and onnx-bound are
+onnxruntime without and with its optimisations, and with IO binding as well. Its threads do not spin
+between calls, as they would where a service has the cores to itself, and each sample begins when no
+thread of the one before spins. The first call of onnx opens the session; the file was exported and
+verified before. Memory is not compared: PyTorch's profiler does not see onnxruntime's."""
 
 
 def report(results: Results, plots: Sequence[str] = ()) -> str:
@@ -52,7 +64,7 @@ def report(results: Results, plots: Sequence[str] = ()) -> str:
         f"## Where it is slower\n\n{where_slower(results)}",
         *(f"![{CAPTIONS.get(name, name)}]({name})" for name in plots),
         *(_phase(results, phase) for phase in phases(results)),
-        LEGEND if results["records"] else "",
+        _legend(results),
         _untimed(results),
         _absent(results),
     ]
@@ -83,39 +95,77 @@ def _remarks(results: Results) -> list[str]:
 def _phase(results: Results, phase: str) -> str:
     """The table of a phase: a row a provider."""
     records = in_phase(results, phase)
-    rows = [row for record in records for row in record["providers"]]
-    step = phase == Phase.STEP.value
-    on_gpu = any(row.get("clock", "wall") != "wall" for row in rows)
-    counted = any(row.get("launches") is not None for row in rows)
-    head = ["case", "provider", "GPU time" if on_gpu else "time", "spread"]
-    head += ["wall time"] * on_gpu + ["× eager"]
-    head += ["loss share"] if step else ["× copy", "GB/s"]
-    head += ["memory", "operators / launches / syncs" if counted else "operators", "first call"]
+    columns = _columns(records, phase)
     body = []
     for record in records:
         name = f"**{escape(record['case']['name'])}**" + " (crowded)" * bool(record["crowded"])
         for row in record["providers"]:
-            cells = _cells(row, step, on_gpu, counted)
-            cells += ["–"] * (len(head) - 2 - len(cells))
+            cells = [f"**{row['status']}**"] + ["–"] * (len(columns) - 1)
+            if row.get("median_s"):
+                cells = [cell(record, row) for cell in columns.values()]
             body.append((name, escape(row["name"]), *cells))
             name = ""
-    return f"## {phase.capitalize()}\n\n" + table(head, body, "ll" + "r" * (len(head) - 2))
+    head = ("case", "provider", *columns)
+    return f"## {phase.capitalize()}\n\n" + table(head, body, "ll" + "r" * len(columns))
 
 
-def _cells(row: Row, step: bool, on_gpu: bool, counted: bool) -> list[str]:
-    if not row.get("median_s"):
-        return [f"**{row['status']}**"]
-    cells = [seconds(row["median_s"]), f"{row['spread']:.0%}"]
-    cells += [seconds(row["wall_median_s"])] * on_gpu
-    cells.append(times(row["ratio_to_eager"]))
-    if step:
-        cells.append(or_dash(row["loss_share"], "{:.0%}"))
+def _columns(records: Sequence[Record], phase: str) -> dict[str, Cell]:
+    """What is told of a provider in a phase, by heading."""
+    rows = [row for record in records for row in record["providers"]]
+    on_gpu = any(row.get("clock", "wall") != "wall" for row in rows)
+    counted = any(row.get("launches") is not None for row in rows)
+    columns = _times(on_gpu)
+    if phase in INFERENCE:
+        columns |= MODEL_COLUMNS
     else:
-        cells += [times(row["ratio_to_copy"]), f"{row['bytes_per_s'] / 1e9:.3g}"]
-    cells.append(or_dash(row.get("peak_logits"), "{:.2f}"))
+        columns |= STEP_COLUMNS if phase == Phase.STEP.value else LOSS_COLUMNS
+        columns |= {"memory": lambda record, row: or_dash(row.get("peak_logits"), "{:.2f}")}
+        columns |= _counts(counted)
+    return columns | {"first call": lambda record, row: seconds(row["first_call_s"])}
+
+
+def _times(on_gpu: bool) -> dict[str, Cell]:
+    wall: dict[str, Cell] = {"wall time": lambda record, row: seconds(row["wall_median_s"])}
+    return {
+        "GPU time" if on_gpu else "time": lambda record, row: seconds(row["median_s"]),
+        "spread": lambda record, row: f"{row['spread']:.0%}",
+        **(wall if on_gpu else {}),
+        "× eager": lambda record, row: times(row["ratio_to_eager"]),
+    }
+
+
+def _counts(counted: bool) -> dict[str, Cell]:
     names = ("operators", "launches", "synchronisations") if counted else ("operators",)
-    cells.append(" / ".join(or_dash(row.get(name), "{}") for name in names))
-    return [*cells, seconds(row["first_call_s"])]
+    heading = "operators / launches / syncs" if counted else "operators"
+    return {heading: lambda record, row: " / ".join(or_dash(row.get(n), "{}") for n in names)}
+
+
+def _rows_a_second(record: Record, row: Row) -> str:
+    return f"{record['case']['N'] / row['median_s']:,.0f}"
+
+
+def _rate(record: Record, row: Row) -> str:
+    return f"{record['case']['flops'][record['phase']] / row['median_s'] / 1e9:.3g}"
+
+
+LOSS_COLUMNS: dict[str, Cell] = {
+    "× copy": lambda record, row: times(row["ratio_to_copy"]),
+    "GB/s": lambda record, row: f"{row['bytes_per_s'] / 1e9:.3g}",
+}
+STEP_COLUMNS: dict[str, Cell] = {
+    "loss share": lambda record, row: or_dash(row["loss_share"], "{:.0%}"),
+}
+MODEL_COLUMNS: dict[str, Cell] = {"rows/s": _rows_a_second, "GFLOP/s": _rate}
+
+
+def _legend(results: Results) -> str:
+    measured = phases(results)
+    texts = [
+        LEGEND if measured else "",
+        LOSS_LEGEND if set(measured) - set(INFERENCE) else "",
+        MODEL_LEGEND if set(measured) & set(INFERENCE) else "",
+    ]
+    return "\n\n".join(filter(None, texts))
 
 
 def _untimed(results: Results) -> str:

@@ -30,6 +30,10 @@ LOOKS = {
     "liger": (GREEN, "P"),
     "quack": (PURPLE, "X"),
     "flag-gems": (SKY, "*"),
+    "aot": (GREEN, "v"),
+    "onnx-unoptimised": (SKY, "o"),
+    "onnx": (BLUE, "o"),
+    "onnx-bound": (VERMILION, "D"),
     "copy": (GREY, "|"),
     "model-alone": (GREY, "x"),
 }

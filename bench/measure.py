@@ -22,17 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from fused_loss.bench.cases import Inputs
-from fused_loss.bench.providers import Program
-from fused_loss.bench.steps import Step
+from fused_loss.bench.programs import Program, Step
 
-Sampler = Callable[[Step, Sequence[Inputs]], tuple[float, float]]
+Sampler = Callable[[Step, Sequence[Any]], tuple[float, float]]
 
 SAMPLE_SECONDS = 5e-3  # a sample lasts at least about this
 MOST_CALLS = 1000
 FEWEST_ROUNDS, MOST_ROUNDS = 5, 50
+SETTLING_SECONDS, MOST_SETTLING = 1e-3, 50
 PROC_STAT = Path("/proc/stat")
 
 
@@ -106,9 +104,11 @@ def timer(device: torch.device) -> Callable[[], float]:
     return synchronised
 
 
-def first_call(program: Program, inputs: Inputs) -> tuple[tuple[Tensor, ...], float]:
+def first_call(
+    program: Program, inputs: Any, device: torch.device
+) -> tuple[tuple[Any, ...], float]:
     """The outputs of a program's first step and the seconds it took, compilation included."""
-    now = timer(inputs.classification_output.device)
+    now = timer(device)
     start = now()
     outputs = program(inputs)
     return outputs, now() - start
@@ -116,19 +116,22 @@ def first_call(program: Program, inputs: Inputs) -> tuple[tuple[Tensor, ...], fl
 
 def alternate(
     programs: Mapping[str, Program],
-    sets: Sequence[Inputs],
+    sets: Sequence[Any],
+    device: torch.device,
     plan: Plan,
     progress: Callable[[float], Any] = lambda share: None,
+    before: Callable[[], Any] = lambda: None,
 ) -> dict[str, Timing]:
     """Time programs, already warm, against each other in one run.
 
     Args:
         programs: By name.
         sets: The input sets to rotate among.
+        device: Where they are.
         plan: When to stop.
         progress: Called after each round with the share that is done, in [0, 1].
+        before: Called before each sample, outside the clock.
     """
-    device = sets[0].classification_output.device
     sample, clock = (_events, "cuda events") if device.type == "cuda" else (_wall, "wall")
     queues = {name: cycle(sets) for name in programs}
     names = list(programs)
@@ -142,6 +145,7 @@ def alternate(
             first = rounds % len(names)
             for name in names[first:] + names[:first]:
                 queue = list(islice(queues[name], calls[name]))
+                before()
                 with programs[name].context():
                     samples[name].append(sample(programs[name].step, queue))
             rounds += 1
@@ -150,26 +154,39 @@ def alternate(
     return {name: _timing(samples[name], calls[name], clock) for name in names}
 
 
+def settle() -> None:
+    """Wait until no thread of this process runs.
+
+    PyTorch's threads spin for some milliseconds after their last work. Between two losses that is
+    the same for all; another runtime with threads of its own would find its cores taken.
+    """
+    for _ in range(MOST_SETTLING):
+        before = time.process_time()
+        time.sleep(SETTLING_SECONDS)
+        if time.process_time() - before < 0.3 * SETTLING_SECONDS:
+            return
+
+
 def _timing(samples: Sequence[tuple[float, float]], calls: int, clock: str) -> Timing:
     seconds, wall = zip(*samples, strict=True)
     return Timing(seconds, calls, clock, wall if clock != "wall" else ())
 
 
-def _touch(program: Program, sets: Sequence[Inputs]) -> None:
+def _touch(program: Program, sets: Sequence[Any]) -> None:
     """One call on each set of inputs: what a set needs once is done before the clock."""
     with program.context():
         for inputs in sets:
             program.step(inputs)
 
 
-def _calls(program: Program, queue: Iterator[Inputs], sample: Sampler) -> int:
+def _calls(program: Program, queue: Iterator[Any], sample: Sampler) -> int:
     """How many calls make a sample; three single calls, timed, are the last of the warm-up."""
     with program.context():
         once = min(sample(program.step, [next(queue)])[1] for _ in range(3))
     return max(1, min(MOST_CALLS, math.ceil(SAMPLE_SECONDS / max(once, 1e-9))))
 
 
-def _wall(step: Step, queue: Sequence[Inputs]) -> tuple[float, float]:
+def _wall(step: Step, queue: Sequence[Any]) -> tuple[float, float]:
     """Seconds a call, twice: there is one clock."""
     start = time.perf_counter()
     for inputs in queue:
@@ -178,7 +195,7 @@ def _wall(step: Step, queue: Sequence[Inputs]) -> tuple[float, float]:
     return seconds, seconds
 
 
-def _events(step: Step, queue: Sequence[Inputs]) -> tuple[float, float]:
+def _events(step: Step, queue: Sequence[Any]) -> tuple[float, float]:
     """Seconds a call between two events of the stream, and of wall time."""
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()

@@ -1,21 +1,26 @@
 """Other people's cross-entropies, each with `F.mse_loss` and the weighted sum around it.
 
 They need a GPU and their own package; what is not installed is absent from a run, which says how to
-get it. Imported at their first use, so that the registry needs nothing but torch. cut-cross-entropy
-takes embeddings and a classifier's weights instead of logits, so it cannot stand here.
+get it. Imported at their first use, so that the registry needs nothing but torch.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fused_loss.bench.cases import Case, Inputs
 from fused_loss.bench.steps import Loss
+
+# Named, so that a report says why they are not compared.
+LEFT_OUT = {
+    "cut-cross-entropy": "takes embeddings and the weights of the last layer, and never writes the "
+    "logits; every case here begins with logits, as where they are wanted for more than the loss. "
+    "A comparison would be of a layer and its loss with a loss alone. Where nobody needs the "
+    "logits it spares their memory, which no loss of logits can: pip install cut-cross-entropy"
+}
 
 CrossEntropy = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -58,19 +63,6 @@ def flag_gems(case: Case) -> CrossEntropy:
 
     smoothing = case.label_smoothing
     return lambda z, t, weight: cross_entropy_loss(z, t, weight, label_smoothing=smoothing)
-
-
-def needs(module: str, package: str) -> Callable[[torch.device], str | None]:
-    """Why a peer cannot run: no GPU, or not installed."""
-
-    def reason(device: torch.device) -> str | None:
-        if device.type != "cuda":
-            return f"{package} runs on a GPU only"
-        if importlib.util.find_spec(module) is None:
-            return f"not installed: pip install {package}"
-        return None
-
-    return reason
 
 
 def _only(case: Case, **taken: bool) -> None:

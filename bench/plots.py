@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
-from fused_loss.bench.cases import DTYPES, Phase
+from fused_loss.bench.cases import DTYPES, LOSS_PHASES, Phase
 from fused_loss.bench.marks import (
     BLACK,
     DPI,
@@ -30,6 +30,7 @@ from fused_loss.bench.marks import (
     style,
     tidy,
 )
+from fused_loss.bench.slower import INFERENCE
 from fused_loss.bench.stored import (
     COMPILED,
     EAGER,
@@ -54,6 +55,7 @@ RIVALS = (
     ("over eager, both as CUDA graphs", EAGER, True, style(BLACK, "s", hollow=True)),
     ("over torch.compile, both as CUDA graphs", COMPILED, True, style(ORANGE, "^", hollow=True)),
 )
+LOSSES = tuple(phase.value for phase in LOSS_PHASES)
 WITH_ROOF = (Phase.FORWARD.value, Phase.TRAINING.value)
 LEAST_MEMORY = 0.01  # in logits: what is below is drawn there
 DECILES = "lines: first to last decile"
@@ -86,8 +88,9 @@ def _save(figure: Figure, path: Path) -> None:
 
 def speedup(results: Results) -> Figure | None:
     """How many times faster our fastest is than PyTorch's own, by case: a panel a phase."""
-    names, panels = _cases(results["records"]), []
-    for phase in phases(results):
+    names = _cases([record for record in results["records"] if record["phase"] in LOSSES])
+    panels = []
+    for phase in filter(LOSSES.__contains__, phases(results)):
         series: dict[str, list[Dot]] = {}
         for record in in_phase(results, phase):
             for label, rivals, graph, _ in RIVALS:
@@ -111,7 +114,8 @@ def speedup(results: Results) -> Figure | None:
 
 def memory(results: Results) -> Figure | None:
     """The peak of a call in units of the logits, by case and provider; all of a sweep is alike."""
-    records = [record for record in results["records"] if record["case"]["family"] != "sweep"]
+    records = [r for r in results["records"] if r["phase"] in WITH_ROOF]
+    records = [record for record in records if record["case"]["family"] != "sweep"]
     names, panels = _cases(records), []
     providers = [n for n in _providers(records) if n not in FLOORS and GRAPH not in n]
     for phase in WITH_ROOF:
@@ -179,6 +183,31 @@ def roofline(results: Results) -> Figure | None:
     return figure
 
 
+def inference(results: Results) -> Figure | None:
+    """How many times faster than eager PyTorch each way of running a model is: a panel a number of
+    threads.
+    """
+    records = [record for record in results["records"] if record["phase"] in INFERENCE]
+    names, panels = _cases(records), []
+    for phase in phases({"records": records}):
+        series: dict[str, list[Dot]] = {}
+        for record in in_phase(results, phase):
+            rows, place = timed(record), names.index(record["case"]["name"])
+            for name in rows.keys() - {"eager"} if "eager" in rows else ():
+                dot = Dot(place, *ratio(rows["eager"], rows[name]))
+                series.setdefault(name, []).append(dot)
+        if series:
+            panels.append(Panel(phase, "eager's time / its time", series))
+    if not panels:
+        return None
+    styles = {name: look(name) for name in _providers(records) if name != "eager"}
+    title = f"Inference: right of 1 it is faster than eager PyTorch ({DECILES})"
+    figure, drawn = dots(title, names, panels, styles)
+    for axes in drawn:
+        axes.axvline(1, color=BLACK, linewidth=1.2, zorder=1)
+    return figure
+
+
 def _line(records: Sequence[Record], provider: str) -> tuple[list[int], list[float]]:
     """Bytes of a row and GB/s, in the order of the former."""
     points = sorted(
@@ -216,4 +245,5 @@ PLOTS = {
     "roofline.png": roofline,
     "memory.png": memory,
     "overhead.png": overhead,
+    "inference.png": inference,
 }

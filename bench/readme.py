@@ -23,8 +23,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fused_loss.bench.cases import Phase
-from fused_loss.bench.slower import where_slower
+from fused_loss.bench.slower import INFERENCE, where_slower
 from fused_loss.bench.stored import (
+    AHEAD,
     COMPILED,
     EAGER,
     Record,
@@ -51,11 +52,14 @@ from fused_loss.bench.wording import (
 
 SECTION = re.compile(r"<!-- bench(?: (?P<file>\S+))? -->.*?<!-- /bench -->", re.DOTALL)
 MARKERS = "<!-- bench path/to/results.json --> and <!-- /bench -->"
-PLOT = "speedup.png"
-LEGEND = """\
+PLOTS = {"speedup.png": "Speed-up by case", "inference.png": "Speed-up over eager in inference"}
+LOSS_LEGEND = """\
 Forward and backward together: PyTorch's time divided by ours, so above 1 ours is faster; ≈ where
 the spread (first to last decile of the rounds) says neither. Memory is the most that a call held
 beyond its inputs, in units of the logits."""
+MODEL_LEGEND = """\
+Inference: PyTorch's time divided by that of the exported file in onnxruntime, at its fastest of
+three (not optimised, optimised, and with IO binding); ≈ where the spread says neither."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -136,9 +140,9 @@ def section(results: Results, path: Path, folder: Path) -> str:
         f"{date(results)}; `{results['command']}`"
     )
     parts = [
-        _speedups(results),
-        LEGEND,
-        _image(path.parent / PLOT, folder),
+        *_losses(results),
+        *_models(results),
+        *(_image(path.parent / plot, text, folder) for plot, text in PLOTS.items()),
         f"### Where it is slower\n\n{where_slower(results)}",
         f"Measured on {source}.{_report(path.parent / 'report.md', folder)}",
         None if results["complete"] else "The run was cut short.",
@@ -148,13 +152,27 @@ def section(results: Results, path: Path, folder: Path) -> str:
     return "\n\n".join(filter(None, parts))
 
 
-def _speedups(results: Results) -> str:
+def _losses(results: Results) -> list[str]:
+    """A table of the losses and its legend, where there are any."""
     records = [r for r in in_phase(results, Phase.TRAINING.value) if timed(r)]
     head = ("case", "over eager", "over torch.compile", "memory, ours", "memory, eager")
-    return table(head, [_speedup(record) for record in records], "lrrrr")
+    return [table(head, list(map(_loss, records)), "lrrrr"), LOSS_LEGEND] if records else []
 
 
-def _speedup(record: Record) -> tuple[str, ...]:
+def _models(results: Results) -> list[str]:
+    """The same of the models."""
+    records = [r for r in results["records"] if r["phase"] in INFERENCE and timed(r)]
+    head = ("case", "threads", "over eager", "over torch.compile", "over compiled ahead of time")
+    return [table(head, list(map(_model, records)), "lrrrr"), MODEL_LEGEND] if records else []
+
+
+def _model(record: Record) -> tuple[str, ...]:
+    rivals = (fastest(record, names) for names in (EAGER, COMPILED, AHEAD))
+    speedups = (_times(rival, ours(record)) for rival in rivals)
+    return record["case"]["name"], str(record["threads"]), *speedups
+
+
+def _loss(record: Record) -> tuple[str, ...]:
     mine, eager = ours(record), fastest(record, EAGER)
     rivals = eager, fastest(record, COMPILED)
     return (
@@ -171,8 +189,8 @@ def _times(rival: Row | None, mine: Row | None) -> str:
     return "≈ " * compared.unclear + times(compared.value)
 
 
-def _image(path: Path, folder: Path) -> str | None:
-    return f"![Speed-up by case]({_link(path, folder)})" if path.is_file() else None
+def _image(path: Path, text: str, folder: Path) -> str | None:
+    return f"![{text}]({_link(path, folder)})" if path.is_file() else None
 
 
 def _report(path: Path, folder: Path) -> str:

@@ -7,7 +7,9 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,13 @@ import torch
 from fused_loss.bench import accuracy, compare, render
 from fused_loss.bench.cases import DTYPES, Case, Phase
 from fused_loss.bench.environment import environment
+from fused_loss.bench.kinds import INFERENCE, LOSS, kind_of
 from fused_loss.bench.measure import Plan
-from fused_loss.bench.providers import PROVIDERS, select
-from fused_loss.bench.run import Record, run_case
+from fused_loss.bench.models import ModelCase
+from fused_loss.bench.programs import Provider, select
+from fused_loss.bench.run import Record, chosen, run_case
 from fused_loss.bench.stored import FILE, SCHEMA
-from fused_loss.bench.suites import SUITES, custom
+from fused_loss.bench.suites import SUITES, custom, suite
 
 ACTIONS = {"compare": compare, "render": render, "accuracy": accuracy}
 
@@ -29,7 +33,8 @@ ACTIONS = {"compare": compare, "render": render, "accuracy": accuracy}
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `fused-loss bench`."""
     parser.description = (
-        "Time the loss against PyTorch's eager and compiled ones and a copy of the same bytes. A "
+        "Time the loss against PyTorch's eager and compiled ones and a copy of the same bytes; or "
+        "(--suite onnx) an exported model against eager and compiled PyTorch, on the CPU. A "
         "provider that does not match a float64 reference is named, and not timed."
     )
     what = parser.add_mutually_exclusive_group()
@@ -43,13 +48,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=list(DTYPES), help="of both heads, with --shape (default: float32)"
     )
     parser.add_argument(
-        "--providers", metavar="A,B", help=f"some of {', '.join(PROVIDERS)} (default: all)"
+        "--providers",
+        metavar="A,B",
+        help=f"some of {', '.join(LOSS.providers)}; in the onnx suite some of "
+        f"{', '.join(INFERENCE.providers)} (default: all)",
     )
     parser.add_argument(
         "--phases",
         type=_phases,
         metavar="A,B",
-        help=f"some of {', '.join(phase.value for phase in Phase)} (default: all)",
+        help=f"some of {_listed(Phase)} (default: all)",
     )
     parser.add_argument(
         "--device", help="cpu or cuda (default: as the suite; a GPU where there is one)"
@@ -60,7 +68,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--seconds",
         type=_seconds,
         default=Plan.seconds,
+        metavar="S",
         help="of timing a case and phase (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--limit",
+        type=_seconds,
+        metavar="S",
+        help="begin no measurement after so many seconds; the report says that it was cut short",
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="write results.json, report.md and plots there"
@@ -88,29 +103,84 @@ def run(args: argparse.Namespace) -> int:
     from fused_loss.bench.tables import progress_bar, show
 
     try:
-        cases, providers, device = _cases(args), select(args.providers), _device(args)
+        device = _device(args)
+        cases = _cases(args, device)
+        teams = _teams(cases, args.providers, device)
     except ValueError as error:
         print(f"fused-loss bench: {error}", file=sys.stderr)
         return 2
-    absent = {p.name: reason for p in providers if (reason := p.available(device))}
-    providers = [provider for provider in providers if provider.name not in absent]
-    results = Results(args, device, absent)
+    cases = [case for case in cases if kind_of(case).name in teams]
+    results = Results(
+        args, device, {k: v for team in teams.values() for k, v in team.absent.items()}
+    )
     console = Console()
-    plan = Plan(args.rounds, args.seconds)
     with progress_bar(console) as bar:
         task = bar.add_task("", total=len(cases))
-        for done, case in enumerate(cases):
 
-            def tell(share: float, doing: str, done: int = done, case: Case = case) -> None:
-                bar.update(task, completed=done + share, description=f"{case.name}: {doing}")
+        def tell(done: float, doing: str) -> None:
+            bar.update(task, completed=done, description=doing)
 
-            for record in run_case(case, providers, device, plan, tell, args.phases):
-                results.add(record)
-    results.finish()
-    show(console, results.records, absent, results.head["environment"])
+        for record in _records(args, cases, teams, tell):
+            results.add(record)
+    if len(results.records) == sum(len(chosen(case, args.phases)) for case in cases):
+        results.finish()
+    show(console, results.records, results.head["absent"], results.head["environment"])
     if args.out:
         render.show(args.out, console)
     return int(any(row.disgrace for record in results.records for row in record.rows))
+
+
+@dataclass(frozen=True)
+class Team:
+    """The providers of a kind of cases that were asked for.
+
+    Attributes:
+        device: Where they run.
+        providers: Those that can.
+        absent: Why the others cannot, by name.
+    """
+
+    device: torch.device
+    providers: list[Provider]
+    absent: dict[str, str]
+
+
+def _teams(
+    cases: Sequence[Case | ModelCase], names: str | None, device: torch.device
+) -> dict[str, Team]:
+    """By the name of the kind, for each that has one of the providers."""
+    kinds = [kind for kind in (LOSS, INFERENCE) if any(kind_of(case) is kind for case in cases)]
+    wanted = select(names, list(dict.fromkeys(name for kind in kinds for name in kind.providers)))
+    teams = {}
+    for kind in kinds:
+        where = torch.device(kind.on) if kind.on else device
+        asked = [kind.providers[name] for name in wanted if name in kind.providers]
+        absent = {p.name: reason for p in asked if (reason := p.available(where))}
+        absent |= kind.left_out if names is None else {}
+        if asked:
+            there = [provider for provider in asked if provider.name not in absent]
+            teams[kind.name] = Team(where, there, absent)
+    return teams
+
+
+def _records(
+    args: argparse.Namespace,
+    cases: Sequence[Case | ModelCase],
+    teams: dict[str, Team],
+    tell: Callable[[float, str], Any],
+) -> Iterator[Record]:
+    """Measure case by case, until `--limit`."""
+    plan, start = Plan(args.rounds, args.seconds), time.monotonic()
+    for done, case in enumerate(cases):
+        team = teams[kind_of(case).name]
+
+        def inner(share: float, doing: str, done: int = done, name: str = case.name) -> None:
+            tell(done + share, f"{name}: {doing}")
+
+        for record in run_case(case, team.providers, team.device, plan, inner, args.phases):
+            yield record
+            if args.limit and time.monotonic() - start > args.limit:
+                return
 
 
 class Results:
@@ -163,6 +233,8 @@ def command(args: argparse.Namespace) -> str:
         words += ["--phases", ",".join(phase.value for phase in args.phases)]
     if args.rounds is None:
         words += ["--seconds", f"{args.seconds:g}"]
+    if args.limit:
+        words += ["--limit", f"{args.limit:g}"]
     return shlex.join(words)
 
 
@@ -170,8 +242,11 @@ def _phases(text: str) -> tuple[Phase, ...]:
     try:
         return tuple(Phase(part.strip()) for part in text.split(","))
     except ValueError as error:
-        known = ", ".join(phase.value for phase in Phase)
-        raise argparse.ArgumentTypeError(f"{error}: there are {known}") from error
+        raise argparse.ArgumentTypeError(f"{error}: there are {_listed(Phase)}") from error
+
+
+def _listed(phases: Iterable[Phase]) -> str:
+    return ", ".join(phase.value for phase in phases)
 
 
 def _positive(text: str) -> int:
@@ -190,19 +265,27 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _cases(args: argparse.Namespace) -> Sequence[Case]:
-    if args.shape:
-        return (custom(args.shape, args.dtype or "float32"),)
-    if args.dtype:
+def _cases(args: argparse.Namespace, device: torch.device) -> Sequence[Case | ModelCase]:
+    if args.dtype and not args.shape:
         raise ValueError("--dtype goes with --shape; the cases of a suite have their own")
-    return SUITES[args.suite]
+    if args.shape:
+        cases: Sequence[Case | ModelCase] = (custom(args.shape, args.dtype or "float32"),)
+    else:
+        cases = suite(args.suite, device)
+    having = [case for case in cases if chosen(case, args.phases)]
+    if not having:
+        there = dict.fromkeys(phase for case in cases for phase in case.phases)
+        raise ValueError(f"--phases names none that is measured here: {_listed(there)}")
+    return having
 
 
 def _device(args: argparse.Namespace) -> torch.device:
-    default = {"cpu": "cpu", "gpu": "cuda"}.get("" if args.shape else args.suite)
+    default = {"cpu": "cpu", "onnx": "cpu", "gpu": "cuda"}.get("" if args.shape else args.suite)
     name = args.device or default or ("cuda" if torch.cuda.is_available() else "cpu")
     if name not in ("cpu", "cuda"):
         raise ValueError(f"--device must be cpu or cuda, got {name!r}")
+    if name == "cuda" and args.suite == "onnx" and not args.shape:
+        raise ValueError("the onnx suite runs on the CPU: leave out --device")
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("no CUDA device was found: use --suite cpu or --device cpu")
     return (

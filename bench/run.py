@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import gc
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from fused_loss.bench.cases import DTYPES, Case, Inputs, Phase
+from fused_loss.bench.cases import Case, Phase
 from fused_loss.bench.footprint import Footprint, footprint
-from fused_loss.bench.measure import Neighbours, Plan, Timing, alternate, first_call
-from fused_loss.bench.providers import Program, Provider
-from fused_loss.bench.verify import Errors, allowance, complaint, eager_errors, errors
+from fused_loss.bench.kinds import kind_of
+from fused_loss.bench.measure import Neighbours, Plan, Timing, alternate, first_call, settle
+from fused_loss.bench.models import ModelCase
+from fused_loss.bench.programs import Program, Provider
+from fused_loss.bench.verify import Errors
 
 # What became of a provider on a case. Only "ok" has a time.
 OK, WRONG, FAILED, UNSUPPORTED = "ok", "wrong", "failed", "unsupported"
@@ -46,17 +48,22 @@ class Row:
 class Record:
     """All providers on a case in a phase, measured in one run."""
 
-    case: Case
+    case: Case | ModelCase
     phase: Phase
     rows: list[Row]
     input_sets: int
     neighbours: float | None = None  # cores that other processes used meanwhile, where known
 
     @property
+    def threads(self) -> int:
+        """The CPU threads that each provider may use."""
+        return self.phase.threads or torch.get_num_threads()
+
+    @property
     def crowded(self) -> bool:
         """Whether this process and others wanted more CPU than there is: distrust its wall time."""
         wall = any(row.timing and row.timing.clock == "wall" for row in self.rows)
-        wanted = torch.get_num_threads() + (self.neighbours or 0.0)
+        wanted = self.threads + (self.neighbours or 0.0)
         return wall and wanted > (os.cpu_count() or 1) + CROWD
 
     def median(self, provider: str) -> float | None:
@@ -77,14 +84,15 @@ class Record:
 
     def peak_logits(self, row: Row) -> float | None:
         """The most memory a call held beyond its inputs, in units of the logits."""
-        logits = math.prod(self.case.logits_shape) * DTYPES[self.case.logits_dtype].itemsize
-        return row.footprint.peak_bytes / logits if row.footprint else None
+        unit = self.case.logits_bytes
+        return row.footprint.peak_bytes / unit if row.footprint and unit else None
 
     def as_json(self) -> dict[str, Any]:
         """Plain numbers: seconds, bytes, and ratios to eager and copy."""
         return {
             "case": self.case.as_json(),
             "phase": self.phase.value,
+            "threads": self.threads,
             "input_sets": self.input_sets,
             "other_processes_cores": self.neighbours,
             "crowded": self.crowded,
@@ -122,8 +130,13 @@ class Record:
         return entry
 
 
+def chosen(case: Case | ModelCase, phases: Sequence[Phase] | None) -> list[Phase]:
+    """Those of a case's phases that are to be measured; None: all."""
+    return [phase for phase in case.phases if phases is None or phase in phases]
+
+
 def run_case(
-    case: Case,
+    case: Case | ModelCase,
     providers: Sequence[Provider],
     device: torch.device,
     plan: Plan,
@@ -145,21 +158,34 @@ def run_case(
     """
     torch.compiler.reset()  # a compiler that remembers other shapes would generalise, or give up
     bench = _CaseBench(case, device, plan)
-    chosen = [phase for phase in case.phases if phases is None or phase in phases]
-    for done, phase in enumerate(chosen):
+    measured = chosen(case, phases)
+    for done, phase in enumerate(measured):
 
         def tell(share: float, doing: str, done: int = done) -> None:
-            progress((done + share) / len(chosen), doing)
+            progress((done + share) / len(measured), doing)
 
         fitting = [p for p in providers if phase in p.phases and p.fits(case)]
-        yield bench.record(phase, fitting, tell)
+        with threads_of(phase):
+            record = bench.record(phase, fitting, tell)
+        yield record
+
+
+@contextmanager
+def threads_of(phase: Phase) -> Iterator[None]:
+    """PyTorch on as many CPU threads as the phase is about."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(phase.threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _CaseBench:
     """A case on a device, with what its phases share: compiled providers and their failures."""
 
-    def __init__(self, case: Case, device: torch.device, plan: Plan) -> None:
-        self.case, self.device, self.plan = case, device, plan
+    def __init__(self, case: Case | ModelCase, device: torch.device, plan: Plan) -> None:
+        self.case, self.device, self.plan, self.kind = case, device, plan, kind_of(case)
         self.prepared: dict[str, Callable[[Phase], Program]] = {}
         self.rows: dict[tuple[str, Phase], Row] = {}
 
@@ -169,7 +195,7 @@ class _CaseBench:
         """Check and time the providers in one phase."""
         rows, programs = [], {}
         fresh = self.case.make(self.device, CHECK_SEED)
-        of_eager = {} if phase is Phase.STEP else eager_errors(self.case, phase, fresh)
+        of_eager = {} if phase is Phase.STEP else self._eager_errors(phase, fresh)
         for done, provider in enumerate(providers):
             tell(0.5 * done / len(providers), f"check {provider.name}")
             row, program = self._check(phase, provider, fresh, of_eager)
@@ -182,14 +208,22 @@ class _CaseBench:
         tell(0.5, "time")
         count = self.case.input_sets(self.device)
         sets = [self.case.make(self.device, seed) for seed in range(count)]
+        options = {"before": settle} if phase.threads else {}
         with Neighbours() as neighbours:
-            timings = alternate(programs, sets, self.plan, lambda s: tell(0.5 + 0.5 * s, "time"))
+            timings = alternate(
+                programs,
+                sets,
+                self.device,
+                self.plan,
+                lambda share: tell(0.5 + 0.5 * share, "time"),
+                **options,
+            )
         for row in rows:
             row.timing = timings.get(row.provider.name)
         return Record(self.case, phase, rows, count, neighbours.cores)
 
     def _check(
-        self, phase: Phase, provider: Provider, inputs: Inputs, of_eager: Errors
+        self, phase: Phase, provider: Provider, inputs: Any, of_eager: Errors
     ) -> tuple[Row, Program | None]:
         """The provider's row, and its program where it may be timed."""
         row = Row(provider)
@@ -202,15 +236,16 @@ class _CaseBench:
             inputs = self.case.make(self.device, CHECK_SEED)
         try:
             program = self._program(provider, phase)
-            outputs, row.first_call = first_call(program, inputs)
+            outputs, row.first_call = first_call(program, inputs, self.device)
             if provider.computes and phase is not Phase.STEP:
                 if provider.overwrites:
                     inputs = self.case.make(self.device, CHECK_SEED)
-                row.errors = errors(self.case, phase, inputs, outputs)
-                row.allowed = allowance(of_eager, outputs)
-                row.reason = complaint(row.errors, row.allowed)
+                row.errors, row.allowed, row.reason = self.kind.verdict(
+                    self.case, phase, inputs, outputs, of_eager
+                )
             del outputs
-            row.footprint = footprint(program, inputs)
+            if self.kind.profiled:
+                row.footprint = footprint(program, inputs, self.device)
         except NotImplementedError as refusal:
             row.status, row.reason = UNSUPPORTED, str(refusal)
             return row, None
@@ -223,13 +258,16 @@ class _CaseBench:
             return row, None
         return row, program
 
-    def _alone(self, provider: Provider, inputs: Inputs) -> Row:
+    def _alone(self, provider: Provider, inputs: Any) -> Row:
         """Its row in `Phase.TRAINING`, checked now where that phase is not part of the run."""
         key = provider.name, Phase.TRAINING
         if key not in self.rows:
-            of_eager = eager_errors(self.case, Phase.TRAINING, inputs)
+            of_eager = self._eager_errors(Phase.TRAINING, inputs)
             self.rows[key], _ = self._check(Phase.TRAINING, provider, inputs, of_eager)
         return self.rows[key]
+
+    def _eager_errors(self, phase: Phase, inputs: Any) -> Errors:
+        return self.kind.eager_errors(self.case, phase, inputs, self.device)
 
     def _program(self, provider: Provider, phase: Phase) -> Program:
         if provider.name not in self.prepared:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from fused_loss.bench.cases import DTYPES, Case, Inputs, Phase
+from fused_loss.bench.programs import Step
 from fused_loss.modules import DualHead
 
-Step = Callable[[Inputs], tuple[Tensor, ...]]
 Loss = Callable[[Inputs], Tensor]
 
 WIDTH = 64  # of the small model

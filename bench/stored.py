@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 SCHEMA = 2
 FILE = "results.json"
 
-OURS = "fused-"  # how the names of this package's providers begin
+OURS = ("fused-", "onnx")  # how the names of this package's providers begin
 GRAPH = "-graph"  # how the names of those end that are replayed as a CUDA graph
-EAGER, COMPILED = ("eager",), ("compile", "compile-autotune")
+EAGER, COMPILED, AHEAD = ("eager",), ("compile", "compile-autotune"), ("aot",)
 FLOORS = ("copy", "model-alone")  # what the machine takes without any loss
 
 Record = dict[str, Any]

@@ -5,7 +5,10 @@ Imports nothing but torch, so that correctness tests may draw on the same cases.
 
 from __future__ import annotations
 
+import torch
+
 from fused_loss.bench.cases import Case
+from fused_loss.bench.models import MODELS, ModelCase
 
 
 def custom(shape: str, dtype: str) -> Case:
@@ -77,10 +80,24 @@ SWEEP_GPU = _sweep(1 << 27, (2, 8, 64, 512, 1024, 4096, 16384, 32768, 65536, 262
 BATCHES_CPU = _batches(1000, (1, 16, 256, 4096))
 BATCHES_GPU = _batches(32768, (1, 16, 132, 1024))
 
+INFERENCE = tuple(ModelCase(model, N) for model in MODELS for N in (1, 64, 4096))
+
 EVERYWHERE = (TUTORIAL, *TABULAR, *BOARD, *DISTILLATION, *AUTOENCODER, *DENSE)
-SUITES: dict[str, tuple[Case, ...]] = {
+CPU = (*EVERYWHERE, *LANGUAGE_SMALL, *SWEEP_CPU, *BATCHES_CPU)
+# What only a GPU is fit for comes first: a run that is cut short has it.
+GPU = (TUTORIAL, *LANGUAGE, *SWEEP_GPU, *BATCHES_GPU, *EVERYWHERE[1:])
+SUITES: dict[str, tuple[Case | ModelCase, ...]] = {
     "smoke": (TUTORIAL, TABULAR[1], BOARD[0], DISTILLATION[0], LANGUAGE_SMALL[0]),
-    "cpu": (*EVERYWHERE, *LANGUAGE_SMALL, *SWEEP_CPU, *BATCHES_CPU),
-    "gpu": (*EVERYWHERE, *LANGUAGE, *SWEEP_GPU, *BATCHES_GPU),
+    "cpu": CPU,
+    "gpu": GPU,
+    "onnx": INFERENCE,
+    "full": (*dict.fromkeys((*GPU, *CPU)), *INFERENCE),
 }
-CASES: dict[str, Case] = {case.name: case for suite in SUITES.values() for case in suite}
+CASES: dict[str, Case | ModelCase] = {c.name: c for suite in SUITES.values() for c in suite}
+
+
+def suite(name: str, device: torch.device) -> tuple[Case | ModelCase, ...]:
+    """The cases of a suite; in "full", those alone that the device can be asked to hold."""
+    if name == "full" and device.type == "cpu":
+        return (*CPU, *INFERENCE)
+    return SUITES[name]

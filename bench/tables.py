@@ -35,10 +35,11 @@ def phase_table(phase: Phase, records: Sequence[Record]) -> Table:
     table = Table(
         title=f"{phase.value}, time of a call ({', '.join(sorted(clocks)) or 'nothing timed'})",
         box=box.SIMPLE_HEAD,
+        pad_edge=False,
     )
     table.add_column("case", no_wrap=True)
-    floor = "loss share" if phase is Phase.STEP else "× copy"
-    for heading in ("µs", "spread", "× eager", floor, "memory"):
+    last = ("loss share" if phase is Phase.STEP else "× copy", "memory")
+    for heading in ("µs", "spread", "× eager", *(("rows/s",) if phase.threads else last)):
         table.add_column(heading, justify="right", no_wrap=True)
     for record in records:
         mark = "[bold yellow] crowded[/]" if record.crowded else ""
@@ -51,11 +52,16 @@ def phase_table(phase: Phase, records: Sequence[Record]) -> Table:
 def _cells(record: Record, row: Row) -> tuple[str, ...]:
     if row.timing is None:
         return (f"[bold red]{row.status.upper()}[/]",)
-    share = record.loss_share(row)
-    return (
+    told = (
         _digits(row.timing.median * MICRO),
         f"{row.timing.spread:.0%}",
         _times(record.ratio(row, "eager")),
+    )
+    if record.phase.threads:
+        return (*told, f"{record.case.N / row.timing.median:,.0f}")
+    share = record.loss_share(row)
+    return (
+        *told,
         _times(record.ratio(row, "copy")) if share is None else f"{share:.0%}",
         "–" if row.footprint is None else f"{record.peak_logits(row):.2f}",
     )

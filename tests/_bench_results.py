@@ -7,17 +7,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fused_loss.bench.cases import Case, Phase
+from fused_loss.bench.cases import MODEL_PHASES, Case, Phase
 from fused_loss.bench.footprint import Footprint
 from fused_loss.bench.measure import Timing
+from fused_loss.bench.models import ModelCase
 from fused_loss.bench.providers import PROVIDERS
 from fused_loss.bench.run import Record, Row
+from fused_loss.bench.runtimes import RUNTIMES
 from fused_loss.bench.stored import SCHEMA
 
 TUTORIAL = Case("tutorial-100x2", "tutorial", 100, 2)
 BOARD = Case("board-8x65", "board", 8, 65, soft_targets=True)
 SWEEP = tuple(Case(f"sweep-{4096 // C}x{C}", "sweep", 4096 // C, C) for C in (2, 64, 1024))
 JITTER = (0.96, 0.98, 1.0, 1.02, 1.04)  # of the rounds of a run, common to all of its providers
+RESULTS = Path(__file__).parents[1] / "bench" / "results"
+# `make gpu` leaves what it measures in a folder that is not committed.
+COMMITTED = sorted(p for p in RESULTS.glob("*/results.json") if p.parent.name != "new")
+MLP = ModelCase("mlp-256", 64)
+ALL = {**RUNTIMES, **PROVIDERS}
 CPU = {"type": "cpu", "name": "Example CPU", "cores": 2}
 GPU = {
     "type": "cuda",
@@ -36,16 +43,18 @@ def timed(provider: str, median: float, jitter: Sequence[float] = JITTER, gpu: b
     clock = "cuda events" if gpu else "wall"
     wall = tuple(second + 3e-6 for second in seconds) if gpu else ()
     cost = Footprint(1200, 40, 3 if gpu else None, 1 if gpu else None)
-    row = Row(PROVIDERS[provider], first_call=0.25, footprint=cost)
+    row = Row(ALL[provider], first_call=0.25, footprint=cost)
     row.timing = Timing(seconds, 10, clock, wall)
     return row
 
 
 def untimed(provider: str, status: str, reason: str) -> Row:
-    return Row(PROVIDERS[provider], status, reason)
+    return Row(ALL[provider], status, reason)
 
 
-def record(case: Case, phase: Phase, rows: Sequence[Row], neighbours: float = 0.0) -> dict:
+def record(
+    case: Case | ModelCase, phase: Phase, rows: Sequence[Row], neighbours: float = 0.0
+) -> dict:
     return Record(case, phase, list(rows), 1, neighbours).as_json()
 
 
@@ -77,6 +86,12 @@ def simple(
     """The same times for every case and phase."""
     rows = [timed(provider, median) for provider, median in seconds.items()]
     return results([record(c, p, rows) for c in cases for p in c.phases], **head)
+
+
+def inference(seconds: Mapping[str, float], **head: Any) -> dict[str, Any]:
+    """The same times on one thread and on two."""
+    rows = [timed(provider, median) for provider, median in seconds.items()]
+    return results([record(MLP, phase, rows) for phase in MODEL_PHASES], **head)
 
 
 def write(folder: Path, made: Mapping[str, Any]) -> Path:

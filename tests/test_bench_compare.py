@@ -32,7 +32,7 @@ def test_a_regression_is_named_and_exits_1(tmp_path: Path, capsys: pytest.Captur
     assert "3.00 [3.00, 3.00]" in line
     assert "4.50 [4.50, 4.50]" in line
     assert "1.50×" in line
-    assert "4 slower, 0 faster, 4 unchanged" in printed
+    assert "4 slower, 0 faster, 8 unchanged" in printed
     assert "4 regressions of this package" in printed
 
 
@@ -49,14 +49,14 @@ def test_an_improvement_exits_0(tmp_path: Path, capsys: pytest.CaptureFixture):
 
 
 @pytest.mark.usefixtures("wide")
-def test_a_change_on_a_crowded_machine_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_a_change_on_a_crowded_machine_is_not_judged(tmp_path: Path, capsys: pytest.CaptureFixture):
     slowed = simple(SLOWED)
     slowed["records"][0]["crowded"] = True
     assert run(write(tmp_path / "a", simple(BASE)), write(tmp_path / "b", slowed)) == 1
     printed = capsys.readouterr().out
-    lines = [line for line in printed.splitlines() if "1.50×" in line]
-    assert ["(crowded)" in line for line in lines] == [True, False, False, False]
-    assert "repeat those on a quiet machine" in printed
+    assert printed.count("1.50×") == 3
+    assert "3 measurements not judged" in printed
+    assert "repeat them on a quiet machine" in printed
 
 
 def test_the_threshold_is_the_callers(tmp_path: Path):

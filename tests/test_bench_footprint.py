@@ -7,8 +7,8 @@ from torch import Tensor
 
 from fused_loss.bench import PROVIDERS, Case, Inputs, Phase
 from fused_loss.bench.footprint import footprint
-from fused_loss.bench.providers import Program, Provider, from_loss
-from fused_loss.bench.steps import Step
+from fused_loss.bench.programs import Program, Provider, Step
+from fused_loss.bench.providers import from_loss
 
 LARGE = Case("large", "test", 512, 1000)
 LOGITS = 512 * 1000 * 4
@@ -28,13 +28,14 @@ def test_two_buffers_at_once_count_and_two_in_turn_do_not():
         return ()
 
     inputs = SMALL.make()
-    assert footprint(program_of(both), inputs).peak_bytes == 6000
-    assert footprint(program_of(in_turn), inputs).peak_bytes == 4000
-    assert footprint(program_of(in_turn), inputs).operators == 2
+    assert footprint(program_of(both), inputs, CPU).peak_bytes == 6000
+    assert footprint(program_of(in_turn), inputs, CPU).peak_bytes == 4000
+    assert footprint(program_of(in_turn), inputs, CPU).operators == 2
 
 
 def test_views_cost_nothing():
-    found = footprint(program_of(lambda inputs: (inputs.regression_output.view(-1),)), SMALL.make())
+    viewing = program_of(lambda inputs: (inputs.regression_output.view(-1),))
+    found = footprint(viewing, SMALL.make(), CPU)
     assert found.peak_bytes == 0
 
 
@@ -45,13 +46,13 @@ def test_eager_holds_three_logits_and_the_fused_loss_one():
         program = PROVIDERS[name].program(LARGE, Phase.TRAINING, CPU)
         inputs = LARGE.make()
         program(inputs)
-        peaks[name] = footprint(program, inputs).peak_bytes / LOGITS
+        peaks[name] = footprint(program, inputs, CPU).peak_bytes / LOGITS
     assert peaks["eager"] == pytest.approx(3, rel=0.01)
     assert peaks["fused-eager"] == pytest.approx(1, rel=0.05)
 
 
 def test_a_cpu_has_neither_launches_nor_synchronisations():
-    found = footprint(PROVIDERS["eager"].program(SMALL, Phase.TRAINING, CPU), SMALL.make())
+    found = footprint(PROVIDERS["eager"].program(SMALL, Phase.TRAINING, CPU), SMALL.make(), CPU)
     assert (found.launches, found.synchronisations) == (None, None)
     assert found.operators > 5
 
@@ -71,6 +72,6 @@ def test_on_a_gpu_launches_and_waits_are_counted():
 
     program = Provider("waiting", from_loss(waiting)).program(SMALL, Phase.FORWARD, device)
     program(inputs)
-    found = footprint(program, inputs)
+    found = footprint(program, inputs, device)
     assert found.launches == 2
     assert found.synchronisations == 1

@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from _bench_results import BOARD, TUTORIAL, record, results, simple, timed, untimed
+from _bench_results import BOARD, TUTORIAL, inference, record, results, simple, timed, untimed
 
 from fused_loss.bench.cases import Phase
 from fused_loss.bench.markdown import report
@@ -55,6 +55,24 @@ def test_a_step_has_the_losss_share_instead_of_bandwidth():
     assert "GB/s" not in head
     place = head.index("loss share")
     assert (eager[place], fused[place]) == ("50%", "75%")
+
+
+def test_inference_has_rows_and_operations_a_second():
+    made = inference({"eager": 1e-4, "onnx": 5e-5})
+    text = report(made, ["inference.png"])
+    for phase in ("1 thread", "2 threads"):
+        head, _, eager, onnx = rows(section(text, f"Inference on {phase}"))
+        assert head == [
+            *("case", "provider", "time", "spread", "× eager", "rows/s", "GFLOP/s", "first call")
+        ]
+        # 64 rows of 2·85504 operations
+        assert eager[:2] == ["**mlp-256-batch-64**", "eager"]
+        assert eager[2:] == ["100 µs", "6%", "1.00×", "640,000", "109", "250 ms"]
+        assert onnx[1:] == ["onnx", "50.0 µs", "6%", "0.50×", "1,280,000", "219", "250 ms"]
+    assert "onnxruntime without and with its optimisations" in text
+    assert "units of the logits" not in text
+    assert "](inference.png)" in text
+    assert "onnxruntime" not in report(simple({"eager": 1e-4}))
 
 
 def test_a_gpu_has_two_times_and_its_launches():

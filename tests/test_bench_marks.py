@@ -5,12 +5,14 @@ from matplotlib.figure import Figure
 
 from fused_loss.bench.marks import LOOKS, Dot, Panel, dots, in_order, look, plain
 from fused_loss.bench.providers import PROVIDERS
+from fused_loss.bench.runtimes import RUNTIMES
 
 
 def test_every_provider_is_told_apart():
-    looks = [look(name) for name in PROVIDERS]
-    assert {name.removesuffix("-graph") for name in PROVIDERS} == set(LOOKS)
-    assert len({(k["color"], k["marker"], k["markerfacecolor"]) for k in looks}) == len(looks)
+    assert {name.removesuffix("-graph") for name in (*PROVIDERS, *RUNTIMES)} == set(LOOKS)
+    for names in (PROVIDERS, RUNTIMES):  # no plot has both
+        looks = [look(name) for name in names]
+        assert len({(k["color"], k["marker"], k["markerfacecolor"]) for k in looks}) == len(looks)
 
 
 def test_the_order_is_that_of_the_looks():

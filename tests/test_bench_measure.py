@@ -19,7 +19,7 @@ from fused_loss.bench.measure import (
     first_call,
     timer,
 )
-from fused_loss.bench.providers import Program
+from fused_loss.bench.programs import Program
 
 
 def recorder(name: str, log: list[tuple[str, str]]) -> Program:
@@ -38,7 +38,7 @@ def recorder(name: str, log: list[tuple[str, str]]) -> Program:
 def test_programs_alternate_in_rotated_order():
     log: list[tuple[str, str]] = []
     programs = {name: recorder(name, log) for name in "abc"}
-    timings = alternate(programs, [SMALL.make()], Plan(rounds=4))
+    timings = alternate(programs, [SMALL.make()], CPU, Plan(rounds=4))
     entered = "".join(name for name, event in log if event == "enter")
     # the first three touch the inputs, the next three calibrate
     assert entered == "abc" + "abc" + "abc" + "bca" + "cab" + "abc"
@@ -50,7 +50,7 @@ def test_programs_alternate_in_rotated_order():
 
 
 def test_every_round_gives_each_program_a_sample():
-    timings = alternate({n: recorder(n, []) for n in "ab"}, [SMALL.make()], Plan(rounds=7))
+    timings = alternate({n: recorder(n, []) for n in "ab"}, [SMALL.make()], CPU, Plan(rounds=7))
     assert all(len(timing.seconds) == 7 for timing in timings.values())
     assert all(timing.clock == "wall" and timing.calls >= 1 for timing in timings.values())
 
@@ -59,18 +59,18 @@ def test_inputs_rotate():
     seen = []
     program = Program(lambda inputs: (seen.append(inputs), ())[1], recorder("", []).context)
     sets = [SMALL.make(seed=seed) for seed in range(3)]
-    alternate({"a": program}, sets, Plan(rounds=2))
+    alternate({"a": program}, sets, CPU, Plan(rounds=2))
     assert all(x is sets[place % 3] for place, x in enumerate(seen))
     assert len(seen) > 3
 
 
 def test_nothing_to_time_is_no_time():
-    assert alternate({}, [SMALL.make()], Plan(rounds=3)) == {}
+    assert alternate({}, [SMALL.make()], CPU, Plan(rounds=3)) == {}
 
 
 def test_progress_ends_at_one():
     shares: list[float] = []
-    alternate({"a": recorder("a", [])}, [SMALL.make()], Plan(rounds=4), shares.append)
+    alternate({"a": recorder("a", [])}, [SMALL.make()], CPU, Plan(rounds=4), shares.append)
     assert shares == [0.25, 0.5, 0.75, 1.0]
 
 
@@ -98,7 +98,7 @@ def test_a_plan_by_seconds_stops_neither_too_early_nor_too_late():
 def test_the_first_call_returns_what_the_step_does():
     inputs = SMALL.make()
     program = PROVIDERS["eager"].program(SMALL, Phase.TRAINING, CPU)
-    outputs, seconds = first_call(program, inputs)
+    outputs, seconds = first_call(program, inputs, CPU)
     assert len(outputs) == 3
     assert seconds > 0
 
@@ -131,13 +131,42 @@ def test_where_the_system_does_not_tell_neighbours_are_unknown(
     assert neighbours.cores is None
 
 
+def test_before_each_sample_there_is_a_pause_outside_the_clock():
+    log: list[tuple[str, str]] = []
+    programs = {name: recorder(name, log) for name in "ab"}
+    timings = alternate(
+        programs, [SMALL.make()], CPU, Plan(rounds=3), before=lambda: log.append(("-", "pause"))
+    )
+    pauses = [place for place, entry in enumerate(log) if entry == ("-", "pause")]
+    assert len(pauses) == 6
+    assert all(log[place + 1][1] == "enter" for place in pauses)
+    assert all(len(timing.seconds) == 3 for timing in timings.values())
+
+
+def test_threads_that_spin_are_waited_for(monkeypatch: pytest.MonkeyPatch):
+    busy = iter([0.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0])  # CPU seconds: idle in the third wait
+    slept: list[float] = []
+    monkeypatch.setattr(measure.time, "process_time", lambda: next(busy))
+    monkeypatch.setattr(measure.time, "sleep", slept.append)
+    measure.settle()
+    assert slept == [measure.SETTLING_SECONDS] * 3
+
+
+def test_it_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch):
+    slept: list[float] = []
+    monkeypatch.setattr(measure.time, "process_time", lambda: float(len(slept)))
+    monkeypatch.setattr(measure.time, "sleep", slept.append)
+    measure.settle()
+    assert len(slept) == measure.MOST_SETTLING
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_events_are_the_clock():
     import torch
 
     device = torch.device("cuda", 0)
     program = PROVIDERS["eager"].program(SMALL, Phase.TRAINING, device)
-    timing = alternate({"eager": program}, [SMALL.make(device)], Plan(rounds=3))["eager"]
+    timing = alternate({"eager": program}, [SMALL.make(device)], device, Plan(rounds=3))["eager"]
     assert timing.clock == "cuda events"
     assert min(timing.seconds) > 0
     assert timer(device)() > 0

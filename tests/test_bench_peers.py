@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from _bench import CPU, SMALL
 
 from fused_loss.bench import PROVIDERS, Phase, peers
-from fused_loss.bench.providers import Provider, eager_loss, from_loss
+from fused_loss.bench.programs import Provider
+from fused_loss.bench.providers import eager_loss, from_loss
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, module: str, name: str, function) -> None:
@@ -58,8 +59,5 @@ def test_what_a_peer_does_not_take_is_named(adapter, fields: dict, message: str)
 
 
 @pytest.mark.parametrize("name", ["liger", "quack", "flag-gems"])
-def test_a_peer_that_is_not_there_says_how_to_get_it(name: str, monkeypatch: pytest.MonkeyPatch):
-    available = PROVIDERS[name].available
-    assert "GPU only" in (available(CPU) or "")
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda module: None)
-    assert "pip install" in (available(torch.device("cuda", 0)) or "")
+def test_a_peer_says_what_to_install(name: str):
+    assert "pip install" in (PROVIDERS[name].available(CPU) or "")

@@ -2,11 +2,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from _bench_results import BOARD, SWEEP, TUTORIAL, record, results, simple, timed, untimed
+from _bench_results import (
+    BOARD,
+    SWEEP,
+    TUTORIAL,
+    inference,
+    record,
+    results,
+    simple,
+    timed,
+    untimed,
+)
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fused_loss.bench.cases import Phase
+from fused_loss.bench import plots
+from fused_loss.bench.cases import LOSS_PHASES, MODEL_PHASES, Phase
 from fused_loss.bench.plots import PLOTS, draw, memory, overhead, roofline, speedup
 from fused_loss.bench.providers import PROVIDERS
 from fused_loss.bench.suites import SUITES
@@ -30,7 +41,9 @@ def labels(figure: Figure) -> list[str]:
 
 
 def test_every_plot_is_a_light_png(tmp_path: Path):
-    paths = draw(simple(TIMES, ALL), tmp_path)
+    made = simple(TIMES, ALL)
+    made["records"] += inference({"eager": 4e-4, "onnx": 1e-4})["records"]
+    paths = draw(made, tmp_path)
     assert [path.name for path in paths] == list(PLOTS)
     for path in paths:
         with Image.open(path) as image:
@@ -84,6 +97,26 @@ def test_graphs_are_set_against_graphs():
     assert drawn(figure, 0) == {"#000000s": [pytest.approx(3)]}
 
 
+def test_inference_is_eagers_time_over_each_of_the_others():
+    figure = plots.inference(inference({"eager": 4e-4, "aot": 5e-4, "onnx": 1e-4}))
+    assert labels(figure) == ["aot", "onnx"]
+    assert [axes.get_title() for axes in figure.axes] == [phase.value for phase in MODEL_PHASES]
+    for panel in range(2):
+        assert drawn(figure, panel) == {
+            "#009E73v": [pytest.approx(0.8)],
+            "#0072B2o": [pytest.approx(4)],
+        }
+    assert plots.inference(simple(TIMES)) is None
+
+
+def test_losses_and_models_are_in_plots_of_their_own():
+    made = simple({"eager": 4e-4, "fused-eager": 2e-4}, (TUTORIAL,))
+    alone = speedup(made)
+    made["records"] += inference({"eager": 4e-4, "onnx": 1e-4})["records"]
+    assert len(speedup(made).axes) == len(alone.axes) == 4
+    assert labels(memory(made)) == ["eager", "fused-eager"]
+
+
 def test_the_roofline_is_bandwidth_over_the_bytes_of_a_row():
     figure = roofline(simple({"eager": 1e-3, "copy": 1e-4}, ALL))
     assert labels(figure) == ["eager", "copy"]
@@ -112,13 +145,13 @@ def test_overhead_is_in_microseconds_by_phase():
     figure = overhead(made)
     (axes,) = figure.axes  # a board is not tiny
     assert axes.get_title() == TUTORIAL.name
-    assert [tick.get_text() for tick in axes.get_yticklabels()] == [p.value for p in Phase]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == [p.value for p in LOSS_PHASES]
     assert drawn(figure, 0)["#0072B2o"] == pytest.approx([300.0] * 4)
     assert axes.get_xlabel() == "wall time (µs)"
 
 
 def test_a_provider_without_a_time_is_in_no_plot():
     rows = [timed("eager", 1e-4), untimed("fused-eager", "wrong", "loss: off")]
-    made = results([record(TUTORIAL, phase, rows) for phase in Phase])
+    made = results([record(TUTORIAL, phase, rows) for phase in LOSS_PHASES])
     assert speedup(made) is None
     assert labels(overhead(made)) == labels(memory(made)) == ["eager"]

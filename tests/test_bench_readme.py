@@ -3,7 +3,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from _bench_results import BOARD, TUTORIAL, record, results, simple, timed, write
+from _bench_results import (
+    BOARD,
+    COMMITTED,
+    TUTORIAL,
+    inference,
+    record,
+    results,
+    simple,
+    timed,
+    write,
+)
 
 from fused_loss.bench.cases import Phase
 from fused_loss.bench.markdown import report
@@ -40,6 +50,16 @@ def test_the_figures_stand_between_the_markers(readme: Path):
     assert "Example CPU, 2 cores; 2 CPU threads; fused-loss 0.1.0, torch 2.13.0" in text
     assert "`fused-loss bench --suite smoke --seconds 0.5`" in text
     assert "the GPU is unmeasured" in text
+
+
+def test_inference_has_a_table_of_its_own(readme: Path):
+    made = inference({"eager": 4e-4, "compile": 2e-4, "aot": 1e-4, "onnx": 2e-4})
+    write(readme.parent / "results" / "here", made)
+    text = filled(readme)
+    assert "| mlp-256-batch-64 | 1 | 2.00× | 1.00× | 0.50× |" in text.replace("≈ ", "")
+    assert "| mlp-256-batch-64 | 2 | " in text
+    assert "| memory, ours |" not in text
+    assert "The exported file in onnxruntime, at its fastest, is slower" in text
 
 
 def test_a_speed_up_within_the_spread_is_marked(readme: Path):
@@ -122,12 +142,11 @@ def test_the_readme_says_what_its_results_say(capsys: pytest.CaptureFixture):
     assert status == 0, f"{said.err}{said.out}mend with: {again}"
     sections = SECTION.finditer((ROOT / "README.md").read_text(encoding="utf-8"))
     named = {(ROOT / section["file"]).resolve() for section in sections}
-    committed = {path.resolve() for path in ROOT.glob("bench/results/*/results.json")}
-    assert named <= committed
+    assert named <= {path.resolve() for path in COMMITTED}
 
 
 def test_committed_reports_say_what_their_results_say():
-    for path in ROOT.glob("bench/results/*/results.json"):
+    for path in COMMITTED:
         text = (path.parent / "report.md").read_text(encoding="utf-8")
         beside = [name for name in PLOTS if (path.parent / name).is_file()]
         mend = f"mend with: fused-loss bench render {path.parent}"

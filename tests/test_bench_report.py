@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from _bench import gradient_off
+from _bench import CPU, gradient_off
 from _bench_results import simple, write
 
 from fused_loss.bench import PROVIDERS, SUITES, Phase, report
+from fused_loss.bench.cases import LOSS_PHASES, MODEL_PHASES
 from fused_loss.bench.stored import load
 from fused_loss.cli import main
 
@@ -39,7 +40,7 @@ def test_the_smoke_suite_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert results["environment"]["threads"]["torch"] == torch.get_num_threads()
     assert results["environment"]["packages"]["torch"] == torch.__version__
     assert results["environment"]["device"]["type"] == "cpu"
-    expected = {(case.name, phase.value) for case in SUITES["smoke"] for phase in Phase}
+    expected = {(case.name, phase.value) for case in SUITES["smoke"] for phase in LOSS_PHASES}
     assert {(r["case"]["name"], r["phase"]) for r in results["records"]} == expected
     for record in results["records"]:
         check_record(record)
@@ -70,7 +71,7 @@ def test_the_users_own_shape(tmp_path: Path):
     assert bench(*words) == 0
     records = load(tmp_path)["records"]
     assert {record["case"]["name"] for record in records} == {"16x10x3-float64"}
-    assert [record["phase"] for record in records] == [phase.value for phase in Phase]
+    assert [record["phase"] for record in records] == [phase.value for phase in LOSS_PHASES]
 
 
 def test_a_wrong_provider_of_this_package_fails_the_run(
@@ -88,6 +89,45 @@ def test_a_wrong_peer_does_not(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     monkeypatch.setitem(PROVIDERS, "peer", replace(gradient_off, name="peer"))
     assert bench("--shape", "16,10,3", "--providers", "peer,copy", "--rounds", "1") == 0
     assert "WRONG" in capsys.readouterr().out
+
+
+def test_inference_end_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setitem(SUITES, "onnx", SUITES["onnx"][:1])
+    words = ("--suite", "onnx", "--rounds", "2", "--providers", "eager,onnx,onnx-bound")
+    assert bench(*words, "--out", str(tmp_path)) == 0
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"results.json", "report.md", "inference.png"}
+    results = load(tmp_path)
+    assert results["complete"]
+    assert [record["phase"] for record in results["records"]] == [p.value for p in MODEL_PHASES]
+    for record in results["records"]:
+        assert [row["name"] for row in record["providers"]] == ["eager", "onnx", "onnx-bound"]
+        assert all(row["median_s"] > 0 and row["errors"] for row in record["providers"])
+    assert "rows/s" in capsys.readouterr().out
+    assert bench("compare", str(tmp_path), str(tmp_path), "--to", "eager") in (0, 2)
+
+
+def test_a_mixed_suite_takes_the_providers_of_either(monkeypatch: pytest.MonkeyPatch):
+    cases = (SUITES["smoke"][0], SUITES["onnx"][0])
+    teams = report._teams(cases, None, CPU)
+    assert list(teams) == ["loss", "inference"]
+    assert teams["loss"].absent["cut-cross-entropy"].endswith("pip install cut-cross-entropy")
+    teams = report._teams(cases, "onnx,eager", CPU)
+    assert [p.name for p in teams["inference"].providers] == ["onnx", "eager"]
+    assert [p.name for p in teams["loss"].providers] == ["eager"]
+    assert list(report._teams(cases, "copy", CPU)) == ["loss"]
+
+
+def test_a_limit_ends_the_run_and_the_report_says_so(tmp_path: Path):
+    words = ("--shape", "16,10,3", *QUICK, "--limit", "1e-9", "--out", str(tmp_path))
+    assert bench(*words) == 0
+    results = load(tmp_path)
+    assert len(results["records"]) == 1
+    assert not results["complete"]
+    assert "--limit 1e-09" in results["command"]
+    assert "Cut short" in (tmp_path / "report.md").read_text(encoding="utf-8")
 
 
 def test_a_run_cut_short_leaves_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -133,6 +173,9 @@ def test_an_action_that_there_is_not_is_refused(capsys: pytest.CaptureFixture):
         (("--dtype", "float16"), "goes with --shape"),
         (("--device", "tpu"), "cpu or cuda"),
         (("--suite", "gpu"), "no CUDA device"),
+        (("--suite", "onnx", "--device", "cuda"), "runs on the CPU"),
+        (("--suite", "onnx", "--providers", "liger"), "there are eager, compile, aot"),
+        (("--suite", "onnx", "--phases", "forward"), "none that is measured here: inference on"),
     ],
 )
 def test_arguments_that_make_no_sense(
@@ -180,7 +223,7 @@ def test_pytest_benchmark_runs_over_the_registry(tmp_path: Path):
     words = [sys.executable, "-m", "pytest", *words, *quick]
     subprocess.run(words, check=True, cwd=ROOT, env=alone)
     found = json.loads(out.read_text())["benchmarks"]
-    groups = {f"tutorial-100x2 {phase.value}" for phase in Phase}
+    groups = {f"tutorial-100x2 {phase.value}" for phase in LOSS_PHASES}
     assert {entry["group"] for entry in found} == groups
     tutorial = SUITES["smoke"][0]
     for entry in found:

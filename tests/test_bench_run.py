@@ -3,15 +3,20 @@
 import os
 from dataclasses import replace
 
+import _bench
 import pytest
 import torch
-from _bench import CPU, SMALL, fails, gradient_off, refuses, value_off
+from _bench import CPU, SMALL, fails, gradient_off, refuses, slowed, value_off
 from torch import Tensor
 
 from fused_loss.bench import PROVIDERS, Case, Inputs, Phase, Provider
+from fused_loss.bench.cases import LOSS_PHASES, MODEL_PHASES
 from fused_loss.bench.measure import Plan, Timing
+from fused_loss.bench.models import Batch, ModelCase, build
+from fused_loss.bench.programs import Step
 from fused_loss.bench.providers import eager_loss, from_loss
 from fused_loss.bench.run import Record, Row, run_case
+from fused_loss.bench.runtimes import at_first_call
 from fused_loss.bench.steps import Loss
 
 PLAN = Plan(rounds=2)
@@ -95,12 +100,42 @@ def test_a_record_says_when_the_machine_was_shared(monkeypatch: pytest.MonkeyPat
     assert not record.crowded
 
 
+def test_a_phase_may_say_how_many_threads_there_are(monkeypatch: pytest.MonkeyPatch):
+    seen: list[int] = []
+
+    def counting(case: Case, threads: int, batch: Batch) -> Step:
+        model = build(case.model)
+        return lambda batch: (seen.append(torch.get_num_threads()), model(batch.x))[1]
+
+    before = torch.get_num_threads()
+    provider = Provider("counting", at_first_call(counting))
+    case = ModelCase("mlp-256", 2)
+    for phase in MODEL_PHASES:
+        record = next(run_case(case, [provider], CPU, PLAN, phases=[phase]))
+        assert set(seen) == {phase.threads} == {record.threads}
+        assert torch.get_num_threads() == before
+        seen.clear()
+
+
 def test_progress_grows_to_one():
     shares: list[float] = []
     records = list(run_case(SMALL, [EAGER, COPY], CPU, PLAN, lambda share, _: shares.append(share)))
-    assert [record.phase for record in records] == list(Phase)
+    assert [record.phase for record in records] == list(LOSS_PHASES)
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
+
+
+def test_a_slowed_provider_is_right_all_the_same(monkeypatch: pytest.MonkeyPatch):
+    now = iter(range(100))  # seconds: a step takes 1, so it is slowed until 4 have passed
+    read: list[int] = []
+    monkeypatch.setattr(_bench.time, "perf_counter", lambda: read.append(next(now)) or read[-1])
+    slow = slowed(PROVIDERS["fused-eager"], 4.0)
+    inputs = SMALL.make()
+    right = PROVIDERS["fused-eager"].program(SMALL, Phase.TRAINING, CPU)(inputs)
+    found = slow.program(SMALL, Phase.TRAINING, CPU)(inputs)
+    assert all(map(torch.equal, found, right))
+    assert read == [0, 1, 2, 3, 4, 5][: len(read)]
+    assert read[-1] - read[0] >= 4
 
 
 def test_compile_and_fused_are_right_and_timed():
@@ -122,7 +157,7 @@ def test_a_phase_has_the_providers_that_take_part_in_it():
 def test_dense_cases_have_no_small_model():
     dense = replace(SMALL, features=(2, 2), positions=(2, 2))
     phases = [record.phase for record in run_case(dense, [EAGER], CPU, PLAN)]
-    assert phases == [phase for phase in Phase if phase is not Phase.STEP]
+    assert phases == [phase for phase in LOSS_PHASES if phase is not Phase.STEP]
 
 
 def test_what_is_wrong_alone_is_not_timed_in_a_training_step():

@@ -1,5 +1,15 @@
 import pytest
-from _bench_results import BOARD, JITTER, TUTORIAL, record, results, simple, timed, untimed
+from _bench_results import (
+    BOARD,
+    JITTER,
+    TUTORIAL,
+    inference,
+    record,
+    results,
+    simple,
+    timed,
+    untimed,
+)
 
 from fused_loss.bench.cases import Phase
 from fused_loss.bench.slower import rivalries, where_slower
@@ -54,6 +64,22 @@ def test_every_loss_beyond_the_spread_is_listed_and_no_other():
 def test_the_table_is_left_out_where_nothing_is_slower():
     made = simple({"eager": 2e-4, "compile": 3e-4, "fused-eager": 1e-4})
     assert where_slower(made).endswith("in 0 of 8 comparisons.")
+
+
+def test_inference_stands_apart_and_has_its_own_sentence():
+    made = simple({"eager": 2e-4, "fused-eager": 1e-4})
+    assert "exported file" not in where_slower(made)
+    model = inference(
+        {"eager": 4e-4, "compile": 1e-4, "aot": 2e-4, "onnx": 3e-4, "onnx-bound": 3e-4}
+    )
+    made["records"] += model["records"]
+    text = where_slower(made)
+    assert "Our fastest provider is slower than eager or torch.compile, in the median" in text
+    assert "in 0 of 4 comparisons." in text
+    assert "The exported file in onnxruntime, at its fastest, is slower than PyTorch" in text
+    assert "in 4 of 6 comparisons." in text
+    assert "| case | inference on 1 thread | inference on 2 threads |" in text
+    assert "| mlp-256-batch-64 | compile 3.00×, aot 1.50× | compile 3.00×, aot 1.50× |" in text
 
 
 def test_a_provider_of_ours_without_a_time_is_no_win():

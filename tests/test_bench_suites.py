@@ -4,8 +4,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from fused_loss.bench.suites import CASES, SUITES, custom
+from fused_loss.bench.suites import CASES, SUITES, custom, suite
 
 FAMILIES = {
     "tutorial",
@@ -41,6 +42,20 @@ def test_the_batches_hold_the_number_of_classes(suite: str):
     batches = [case for case in SUITES[suite] if case.family == "batch"]
     assert len({case.C for case in batches}) == 1
     assert len({case.N for case in batches}) == len(batches) > 2
+
+
+def test_inference_is_two_models_at_three_batches():
+    assert {(case.model, case.N) for case in SUITES["onnx"]} == {
+        (model, N) for model in ("mlp-256", "cnn") for N in (1, 64, 4096)
+    }
+
+
+def test_all_is_in_the_full_suite_and_on_a_cpu_what_it_can_hold():
+    everything = {case.name for name in ("smoke", "cpu", "gpu", "onnx") for case in SUITES[name]}
+    assert {case.name for case in suite("full", torch.device("cuda", 0))} == everything
+    held = suite("full", torch.device("cpu"))
+    assert set(held) == {*SUITES["cpu"], *SUITES["onnx"]}
+    assert suite("gpu", torch.device("cpu")) == SUITES["gpu"]
 
 
 def test_a_shape_of_the_user():

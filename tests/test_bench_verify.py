@@ -1,98 +1,45 @@
-"""The float64 reference, by hand and against PyTorch, and what it calls wrong."""
-
 import math
 
 import pytest
 import torch
-from _bench import CPU, SMALL
-from torch import Tensor
 
-from fused_loss.bench import PROVIDERS, Case, Inputs, Phase, verify
+from fused_loss.bench.verify import Distance, Error, allowance, complaint
 
-CASES = [
-    SMALL,
-    Case("weights", "test", 12, 5, (2, 3), class_weight=True, label_smoothing=0.2, ignored=0.5),
-    Case("dense", "test", 3, 4, (2,), (2, 3), ignored=0.25, class_weight=True),
-    Case("soft", "test", 7, 4, (), soft_targets=True, class_weight=True, label_smoothing=0.1),
-    Case("half", "test", 40, 300, (), (), "bfloat16", ignored=0.1),
-]
+EPS = torch.finfo(torch.float32).eps
 
 
-def outputs_of(case: Case, inputs: Inputs) -> tuple[Tensor, ...]:
-    return PROVIDERS["eager"].program(case, Phase.TRAINING, CPU)(inputs)
+def distance(output: list[float], reference: list[float], blocks: int = 1) -> Error:
+    found = Distance()
+    exact = torch.tensor(reference, dtype=torch.float64)
+    for block, truth in zip(torch.tensor(output).chunk(blocks), exact.chunk(blocks), strict=True):
+        found.add(block, truth)
+    return found.error()
 
 
-def verdict(case: Case, inputs: Inputs, outputs: tuple[Tensor, ...]) -> str | None:
-    allowed = verify.allowance(verify.eager_errors(case, Phase.TRAINING, inputs), outputs)
-    return verify.complaint(verify.errors(case, Phase.TRAINING, inputs, outputs), allowed)
-
-
-def test_the_reference_by_hand():
-    # r - y = 2 and z = (0, 0): mse 4, d 4; ce ln 2, d (-1/2, 1/2); each times 1/2
-    case = Case("hand", "test", 1, 2, (), (), "float64", "float64")
-    r, z, y = (torch.tensor(x, dtype=torch.float64) for x in ([3.0], [[0.0, 0.0]], [1.0]))
-    inputs = Inputs(r, z, y, torch.tensor([0]), None)
-    right = (
-        torch.tensor(2 + math.log(2) / 2, dtype=torch.float64),
-        torch.tensor([2.0], dtype=torch.float64),
-        torch.tensor([[-0.25, 0.25]], dtype=torch.float64),
+@pytest.mark.parametrize("blocks", [1, 2, 4])
+def test_both_errors_by_hand_whatever_the_blocks(blocks: int):
+    # differences 1, 0, -2, 0 of 2, 4, 4, 8: norms sqrt(5) and 10
+    assert distance([3.0, 4.0, 2.0, 8.0], [2.0, 4.0, 4.0, 8.0], blocks) == pytest.approx(
+        (math.sqrt(5) / 10, 2 / 8)
     )
-    found = verify.errors(case, Phase.TRAINING, inputs, right)
-    assert verify.complaint(found, verify.allowance({}, right)) is None
-    assert found["regression gradient"] == found["classification gradient"] == (0.0, 0.0)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_the_reference_in_blocks_is_pytorch_in_float64(case: Case, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(verify, "BLOCK_ELEMENTS", 16)
-    r, z, y, t, weight = case.make(seed=5)
-    widened = Inputs(
-        r.detach().double().requires_grad_(),
-        z.detach().double().requires_grad_(),
-        y.double(),
-        t.double() if case.soft_targets else t,
-        None if weight is None else weight.double(),
-    )
-    outputs = outputs_of(case, widened)
-    found = verify.errors(case, Phase.TRAINING, widened, outputs)
-    assert verify.complaint(found, verify.allowance({}, outputs)) is None
+def test_no_error_is_none_even_of_zeros():
+    assert distance([0.0, 0.0], [0.0, 0.0]) == (0.0, 0.0)
+    assert distance([1e-9, 0.0], [0.0, 0.0]) == (math.inf, math.inf)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_eager_is_right(case: Case):
-    inputs = case.make(seed=6)
-    assert verdict(case, inputs, outputs_of(case, inputs)) is None
+def test_what_is_allowed_is_twice_eager_s_error_or_the_rounding():
+    outputs = {"single": torch.zeros(1), "half": torch.zeros(1, dtype=torch.bfloat16)}
+    allowed = allowance({"single": Error(1e-3, 1e-9)}, outputs)
+    assert allowed["single"] == pytest.approx((2e-3, 9 * EPS))
+    assert allowed["half"] == pytest.approx([2**-7 + 8 * EPS] * 2)
 
 
-def _scaled(outputs: list[Tensor], index: int) -> None:
-    outputs[index] = outputs[index] * 1.01
-
-
-def _one_element(outputs: list[Tensor], index: int) -> None:
-    outputs[index] = outputs[index].clone()
-    outputs[index].view(-1)[-1] += 0.01 * outputs[index].abs().max()
-
-
-def _not_a_number(outputs: list[Tensor], index: int) -> None:
-    outputs[index] = outputs[index].clone()
-    outputs[index].view(-1)[0] = torch.nan
-
-
-@pytest.mark.parametrize("index", range(3), ids=verify.OUTPUTS)
-@pytest.mark.parametrize("spoil", [_scaled, _one_element, _not_a_number])
-def test_what_is_wrong_is_named(spoil, index: int):
-    inputs = SMALL.make(seed=7)
-    outputs = list(outputs_of(SMALL, inputs))
-    spoil(outputs, index)
-    assert (verdict(SMALL, inputs, tuple(outputs)) or "").startswith(verify.OUTPUTS[index])
-
-
-def test_outputs_of_another_form_are_refused():
-    inputs = SMALL.make()
-    loss, r, z = outputs_of(SMALL, inputs)
-    with pytest.raises(ValueError, match="1 or 3"):
-        verify.errors(SMALL, Phase.TRAINING, inputs, (loss, r))
-    with pytest.raises(ValueError, match="0-d"):
-        verify.errors(SMALL, Phase.TRAINING, inputs, (loss[None], r, z))
-    with pytest.raises(ValueError, match="classification gradient must have shape"):
-        verify.errors(SMALL, Phase.TRAINING, inputs, (loss, r, z.double()))
+def test_the_first_output_that_is_wrong_is_named():
+    allowed = {"loss": Error(1e-6, 1e-6), "gradient": Error(1e-6, 1e-6)}
+    right = Error(1e-6, 1e-6)
+    assert complaint({"loss": right, "gradient": right}, allowed) is None
+    found = complaint({"loss": right, "gradient": Error(1e-7, 2e-6)}, allowed)
+    assert found == "gradient: max error 2.0e-06 > 1.0e-06"
+    assert "norm error nan" in (complaint({"loss": Error(math.nan, 0.0)}, allowed) or "")

@@ -68,6 +68,13 @@ def test_gpu_installs_nothing(bare: Path):
     assert "python3 -m pytest -m gpu" in steps
 
 
+def test_gpu_is_bounded_and_writes_where_it_is_told(bare: Path):
+    steps = make(bare, "--dry-run", "gpu")
+    assert "tee bench/results/new/tests.log" in steps
+    assert "bench --suite gpu --out bench/results/new --limit" in steps
+    assert "tee here/tests.log" in make(bare, "--dry-run", "gpu", "OUT=here")
+
+
 def test_the_tree_of_links_is_the_wheel_s(bare: Path):
     make(bare, "tree")
     make(bare, "tree")  # again, over the old one
