@@ -35,7 +35,7 @@ DTYPES = {  # of the regression output and of the logits
     "float16": (torch.float16, torch.float16),
     "float32 and bfloat16": (torch.float32, torch.bfloat16),
 }
-SEEDS = 8
+SEEDS = 16
 FILE, REPORT = "accuracy.json", "accuracy.md"
 
 Outputs = dict[str, Tensor]
