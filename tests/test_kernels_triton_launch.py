@@ -199,7 +199,10 @@ def test_the_ticket_is_left_at_zero(shrunken, backend, device):
     case = Case(targets="hard-100", shapes=LONG["NC"])
     for problem in (case.problem(device), replace(case, dtypes=(F16, F32)).problem(device)):
         launched(problem)
-        assert all(not ticket.any() for ticket in triton_launch._tickets.known.values())
+        known = triton_launch._tickets.known.values()
+        tickets = [ticket for ticket in known if ticket.device.type == device]
+        assert tickets  # other tests of this process leave some without memory
+        assert not any(ticket.any() for ticket in tickets)
 
 
 def test_every_tiling_is_legal(backend, device):
