@@ -177,7 +177,10 @@ def assert_matches(
         assert value.dtype == dtype, f"{name}: {value.dtype}, not {dtype}"
         assert value.shape == oracle[name].shape, f"{name}: {tuple(value.shape)}"
         assert_same_specials(name, value, oracle[name])
-        bound = error(yardstick[name], oracle[name]) + 2 * ulp(terms[name], wide)
+        own = error(yardstick[name], oracle[name])
+        if np.isnan(own):  # F.cross_entropy's gradient, where the targets' weights are all 0
+            own = 0.0
+        bound = own + 2 * ulp(terms[name], wide)
         if dtype != wide:
             rounding = 1.0 if interpreted and dtype == torch.bfloat16 else 0.5
             bound += rounding * (2 if scaled else 1) * ulp(terms[name], dtype)
