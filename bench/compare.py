@@ -120,16 +120,15 @@ def _table(title: str, listed: Sequence[Change]) -> Table:
     from rich.table import Table
 
     table = Table(title=title, box=box.SIMPLE_HEAD)
-    for heading in ("case", "phase", "provider", "unit"):
-        table.add_column(heading)
+    table.add_column("provider on case, phase, in units of", overflow="fold")
     for heading in ("A / unit", "B / unit", "B / A"):
         table.add_column(heading, justify="right", no_wrap=True)
     for change in listed:
         ratios = change.before, change.after
         cells = (f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}]" for one in ratios)
         key = change.key
-        words = (key.case, key.phase, key.provider, change.unit, *cells, f"{change.factor:.2f}×")
-        table.add_row(*map(escape, words))
+        what = f"{key.provider} on {key.case}, {key.phase}, {change.unit}"
+        table.add_row(*map(escape, (what, *cells, f"{change.factor:.2f}×")))
     return table
 
 
