@@ -5,8 +5,10 @@ NumPy loads a member of an NPZ whole, and maps an NPY, whose pages then count as
 
 from __future__ import annotations
 
+import lzma
 import math
 import shutil
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -26,7 +28,10 @@ HEADERS = {
     (2, 0): np.lib.format.read_array_header_2_0,
 }
 KINDS = "fiubc"  # of numbers
-DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+DAMAGE = (  # what a header or a compressed stream that is not whole raises
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, NotImplementedError,
+    RuntimeError, SyntaxError, tokenize.TokenError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ def open_arrays(path: Path, names: Sequence[str], stack: ExitStack) -> tuple[Sto
         return (_opened(file, path.name, path.stat().st_size, stack),)
     except (UsageError, TableError):
         raise
-    except (*DAMAGE, OSError, ValueError, KeyError) as error:
+    except (*DAMAGE, ValueError, KeyError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
 
 
@@ -124,6 +129,8 @@ def _opened(file: IO[bytes], place: str, size: int, stack: ExitStack) -> StoredR
     if version not in HEADERS:
         raise ValueError(f"version {version} of the format")
     shape, is_fortran, dtype = HEADERS[version](file)
+    if any(isinstance(size, bool) or size < 0 for size in shape):
+        raise ValueError(f"its shape is {shape}")
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which are not loaded")
     if dtype.kind not in KINDS:

@@ -74,7 +74,7 @@ def entries(metadata: Mapping[str, str]) -> dict[str, Any]:
         if key.startswith(PREFIX):
             try:
                 found[key.removeprefix(PREFIX)] = json.loads(value)
-            except ValueError:
+            except (ValueError, RecursionError):
                 found[key.removeprefix(PREFIX)] = value
     return found
 
@@ -93,7 +93,7 @@ def _json(metadata: Mapping[str, str], key: str, file: str) -> Any:
         return None
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     parts = list(value.values()) if isinstance(value, dict) else value
     strings = isinstance(parts, list) and all(isinstance(part, str) for part in parts)

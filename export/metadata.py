@@ -55,7 +55,7 @@ def recorded(metadata: Mapping[str, str]) -> dict[str, Any]:
         if name != key and not name.endswith("sha256"):
             try:
                 found[name] = json.loads(value)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"the metadata {key} is damaged: {error}") from error
     return found
 

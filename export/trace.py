@@ -7,6 +7,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
+from itertools import count
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def traced(
             )
             assert program is not None
             model = program.model
-            _rename_weights(model)
+            _name_weights(model, {*signature.input_names, *signature.outputs.values()})
             if outside is not None:
                 outside(model)
             proto = cleaned(program.model_proto)
@@ -73,13 +74,36 @@ def traced(
     return _without_bfloat16(proto)
 
 
-def _rename_weights(model: Any) -> None:
-    """Weights have the names that they have in the user's model."""
+def _name_weights(model: Any, public: set[str]) -> None:
+    """Weights have the names that they have in the user's model; what else has one gives way.
+
+    Raises:
+        OnnxExportError: An input or output, `public`, has the name of a weight.
+    """
     weights = model.graph.initializers
-    for name in [name for name in weights if name.startswith(OWN)]:
-        value = weights.pop(name)
-        value.name = name.removeprefix(OWN)
-        weights[value.name] = value
+    own = {name.removeprefix(OWN): weights.pop(name) for name in [*weights] if name.startswith(OWN)}
+    for name in sorted(public & own.keys()):
+        raise OnnxExportError(
+            f"the model has a parameter or buffer named {name!r}, and so is an input or output of "
+            "the file: give other input_names or output_names"
+        )
+    added = [weights.pop(name) for name in [*weights]]  # by the options, and constants
+    outputs = {id(value) for value in model.graph.outputs}
+    between = [v for node in model.graph.all_nodes() for v in node.outputs if id(v) not in outputs]
+    taken = {*public, *own}
+    for value in (*added, *between):
+        value.name = _free(value.name, taken)
+        taken.add(value.name)
+    for name, value in own.items():
+        value.name = name
+    weights.update({value.name: value for value in (*own.values(), *added)})
+
+
+def _free(name: str | None, taken: set[str]) -> str:
+    """The name, or the first one made from it that is not taken."""
+    name = name or "value"
+    candidates = (f"{name}.{k}" for k in count(2))
+    return name if name not in taken else next(c for c in candidates if c not in taken)
 
 
 def _without_bfloat16(proto: Any) -> Any:

@@ -27,6 +27,12 @@ def saved(folder, kind, **arrays):
     return path
 
 
+def headed(shape):
+    """An NPY file with this shape in its header, and 48 bytes behind it."""
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"\0" * 48
+
+
 KINDS = pytest.mark.parametrize("kind", ["npy", "npz", "compressed"])
 
 
@@ -73,6 +79,9 @@ def test_arrays_by_name_in_the_order_of_the_inputs(tmp_path):
         ("x.npz", b"PK", "x.npz cannot be read: "),
         ("x.npz", b"", "x.npz cannot be read: "),
         ("x.npy", np.array([object()]), "x.npy cannot be read: it holds Python objects"),
+        ("x.npy", headed("(-1, 3)"), r"x.npy cannot be read: its shape is \(-1, 3\)"),
+        ("x.npy", headed("(True, 3)"), r"x.npy cannot be read: its shape is \(True, 3\)"),
+        ("x.npy", headed("(3, 3"), "x.npy cannot be read: "),
     ],
 )
 def test_what_cannot_be_read_is_a_usage_error(tmp_path, name, content, said):

@@ -72,3 +72,10 @@ def test_entries_are_json_where_they_are():
     assert entries(metadata) == {"unit": "g", "sha256": "0e1f"}
     with pytest.raises(OnnxLoadError, match=r"unit = '\{', which"):
         read_meaning({"fused_loss.unit": "{"}, ("a", "b"), "m.onnx")
+
+
+def test_json_that_is_too_deep_is_damage():
+    deep = {"fused_loss.unit": "[" * 100_000}
+    assert entries(deep) == {"unit": deep["fused_loss.unit"]}
+    with pytest.raises(OnnxLoadError, match="not understood"):
+        read_meaning(deep, ("a", "b"), "m.onnx")

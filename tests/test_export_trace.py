@@ -5,8 +5,9 @@ import pytest
 import torch
 from _export import mlp, mlp_proto, rows, traced_bytes
 from onnx import TensorProto, helper
+from torch import nn
 
-from fused_loss.export import OnnxExportError
+from fused_loss.export import OnnxDualHead, OnnxExportError, export_onnx
 from fused_loss.export import trace as trace_file
 from fused_loss.export.signature import Signature
 from fused_loss.export.trace import cleaned, traced
@@ -74,3 +75,41 @@ def test_the_first_cause_is_what_is_said_and_the_callers_state_comes_back(monkey
     assert logger.level == level
     assert torch.equal(random, torch.get_rng_state())
     assert capfd.readouterr() == ("", "")
+
+
+class Named(nn.Module):
+    """Two heads, with a buffer of any name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.heads = nn.Linear(5, 4)
+        self.register_buffer(name, torch.tensor(0.3))
+        self.name = name
+
+    def forward(self, x):
+        found = self.heads((x - getattr(self, self.name)).exp().relu())
+        return found[:, :1], found[:, 1:]
+
+
+@pytest.mark.parametrize("name", ["mean", "std", "std_0", "exp", "relu", "linear"])
+def test_a_weight_keeps_its_name_and_what_else_has_it_gives_way(name, tmp_path):
+    """Of the options' own constants, and of the values between the operators."""
+    stats = {"mean": [40.0], "std": [8.0]}
+    scale = {"mean": [0.0] * 5, "std": [1.0] * 5}
+    path = tmp_path / "m.onnx"
+    export_onnx(Named(name), torch.randn(4, 5), path, normalize=scale, denormalize=stats)
+    proto = onnx.load(path)
+    assert name in {weight.name for weight in proto.graph.initializer}
+
+
+def test_an_output_may_have_the_name_of_a_value_between(tmp_path):
+    names = ("relu", "linear")
+    export_onnx(Named("b"), torch.randn(4, 5), tmp_path / "m.onnx", output_names=names)
+    assert OnnxDualHead(tmp_path / "m.onnx").output_names == names
+
+
+@pytest.mark.parametrize("name", ["input", "regression_output"])
+def test_a_weight_named_as_an_input_or_output_is_an_error(name, tmp_path):
+    with pytest.raises(OnnxExportError, match=rf"buffer named '{name}'.*give other input_names"):
+        export_onnx(Named(name), torch.randn(4, 5), tmp_path / "m.onnx")
