@@ -24,12 +24,14 @@ class Admitted:
         path: The file itself, where a link was given.
         metadata: Its metadata.
         external: The files that hold some of its weights.
+        operators: The types of its nodes, those of inner graphs included.
         broken: Why it is not what was written; empty where it is, or is not sealed.
     """
 
     path: Path
     metadata: dict[str, str]
     external: tuple[Path, ...]
+    operators: frozenset[str] = frozenset()
     broken: str = ""
 
     @property
@@ -69,7 +71,7 @@ def examined(path: Path, sha256: str | None = None) -> Admitted:
         broken = broken_seal(model, outline, real.parent)
         if not broken and sha256 is not None and digest(model) != sha256.lower():
             broken = f"its sha256 is {digest(model)}, {sha256} is wanted"
-    return Admitted(real, outline.metadata, external, broken)
+    return Admitted(real, outline.metadata, external, frozenset(outline.operators), broken)
 
 
 def external_files(outline: Outline, folder: Path, name: str) -> tuple[Path, ...]:

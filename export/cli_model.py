@@ -87,7 +87,7 @@ def load_named(
         UsageError: Something named is not there, or names and batch sizes make no sense.
         OnnxExportError: The factory or the checkpoint fails.
     """
-    _check_report(args)
+    _check_written(args)
     try:
         names = Signature(tuple(input_names), tuple(args.output_names)).input_names
         batch_sizes("--verify-batches", args.verify_batches)
@@ -195,8 +195,25 @@ def shape(text: str) -> tuple[int, ...]:
     return sizes
 
 
-def _check_report(args: argparse.Namespace) -> None:
-    """Before the work is done and the file written, not after."""
+INPUTS = (
+    "checkpoint", "example", "verify_data", "calibration_data", "normalize", "denormalize",
+    "class_names",
+)  # fmt: skip
+
+
+def _check_written(args: argparse.Namespace) -> None:
+    """Before the work is done and a file written, not after: nothing that is read is replaced."""
+    written = {"--report": args.report}
+    if hasattr(args, "force"):  # of export: what verify calls OUT it only reads
+        written["OUT"] = args.out
+    read = {name: getattr(args, name, None) for name in INPUTS}
+    for option, path in written.items():
+        for name, given in read.items():
+            if path and given and path.resolve() == given.resolve():
+                raise UsageError(
+                    f"{option} {path} is what --{name.replace('_', '-')} reads: "
+                    "give it another name"
+                )
     if args.report is None:
         return
     if not args.report.resolve().parent.is_dir() or args.report.is_dir():

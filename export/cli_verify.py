@@ -9,6 +9,7 @@ from typing import Any
 from fused_loss.export.cli_model import add_options, load_named, reporting, words
 from fused_loss.export.errors import UsageError
 from fused_loss.export.metadata import recorded
+from fused_loss.export.quantize import MIN_LABEL_AGREEMENT
 from fused_loss.export.signature import INPUT_NAMES
 from fused_loss.export.structure import Structure, read_structure
 from fused_loss.export.verify import verify_onnx
@@ -19,13 +20,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", metavar="FILE", type=Path, help="the .onnx file")
     add_options(parser)
     parser.add_argument("--input-names", type=words, metavar="A,B", help="(the file's own)")
+    parser.add_argument(
+        "--min-label-agreement",
+        type=float,
+        default=MIN_LABEL_AGREEMENT,
+        metavar="P",
+        help=f"of an int8 file with the model ({MIN_LABEL_AGREEMENT})",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Verify; 0 where onnxruntime agrees with PyTorch.
 
     Raises:
-        UsageError: No such file, or see `load_named`.
+        UsageError: No such file, options that do not fit it, or see `load_named`.
         OnnxExportError, OnnxVerificationError: As `verify_onnx`.
     """
     if not args.out.is_file():
@@ -35,18 +43,22 @@ def run(args: argparse.Namespace) -> int:
         args.input_shape = args.example = args.verify_data = None
     names = args.input_names or tuple(structure.inputs) or INPUT_NAMES
     named = load_named(args, names, _normalize(structure))
-    with reporting(args) as accept:
-        accept(
-            verify_onnx(
-                args.out,
-                named.model,
-                named.example,
-                data=named.data,
-                input_names=names,
-                batches=args.verify_batches,
-                **named.keywords,
+    try:
+        with reporting(args) as accept:
+            accept(
+                verify_onnx(
+                    args.out,
+                    named.model,
+                    named.example,
+                    data=named.data,
+                    input_names=names,
+                    batches=args.verify_batches,
+                    min_label_agreement=args.min_label_agreement,
+                    **named.keywords,
+                )
             )
-        )
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
     return 0
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from fused_loss.export.errors import UsageError
 
 HEADER = ("auto", "yes", "no")
+MISSING = ("", "na", "n/a", "null", "none", "?", "-", ".")  # what tables write for no value
 
 
 class TableError(ValueError):
@@ -91,7 +92,15 @@ def _is_header(line: _Line, header: str) -> bool:
             f"{line.place}: {','.join(counted[:3])}... may be names or numbers: "
             "say --header yes or --header no"
         )
-    return not any(_is_number(cell) for cell in line.cells)
+    if any(_is_number(cell) for cell in line.cells):
+        return False
+    for cell in line.cells:
+        if cell.strip().lower() in MISSING:
+            raise TableError(
+                f"{line.place}: {cell!r} may be a name or a value that is missing: "
+                "say --header yes or --header no"
+            )
+    return True
 
 
 def _numbers(lines: Sequence[_Line], width: int, dtype: np.dtype) -> np.ndarray:

@@ -19,7 +19,7 @@ from fused_loss.export.wire import Value, WireError, fields, message, numbers, t
 GRAPH, METADATA, FUNCTIONS = 7, 14, 25  # of ModelProto
 NODES, INITIALIZERS, SPARSE = 1, 5, 15  # of GraphProto
 FUNCTION_NODES = 7  # of FunctionProto
-ATTRIBUTES = 5  # of NodeProto
+OPERATOR, ATTRIBUTES = 4, 5  # of NodeProto
 TENSOR, SUBGRAPH, TENSORS, SUBGRAPHS, SPARSE_TENSOR, SPARSE_TENSORS = 5, 6, 10, 11, 22, 23
 DIMS, TYPE, NAME, RAW, EXTERNAL, LOCATION = 1, 2, 8, 9, 13, 14  # of TensorProto
 TYPED = (4, 5, 6, 7, 10, 11)  # of TensorProto: float_data to uint64_data
@@ -70,10 +70,11 @@ class StoredTensor:
 
 @dataclass
 class Outline:
-    """A model file's metadata, first entry of a key, and its tensors in the file's order."""
+    """A model file's metadata, first entry of a key; tensors in the file's order; operators."""
 
     metadata: dict[str, str] = field(default_factory=dict)
     tensors: list[StoredTensor] = field(default_factory=list)
+    operators: set[str] = field(default_factory=set)
 
 
 @contextmanager
@@ -105,11 +106,11 @@ def read_outline(model: memoryview, name: str) -> Outline:
         for number, value in fields(model):
             if number == GRAPH:
                 graphs += 1
-                outline.tensors += _graph_tensors(message(value), 0)
+                outline.tensors += _graph_tensors(message(value), 0, outline.operators)
             elif number == FUNCTIONS:
                 for inner, node in fields(message(value)):
                     if inner == FUNCTION_NODES:
-                        outline.tensors += _node_tensors(message(node), 0)
+                        outline.tensors += _node_tensors(message(node), 0, outline.operators)
             elif number == METADATA:
                 key, content = _pair(value)
                 outline.metadata.setdefault(key, content)
@@ -122,7 +123,8 @@ def read_outline(model: memoryview, name: str) -> Outline:
     return outline
 
 
-def _graph_tensors(graph: memoryview, depth: int) -> Iterator[StoredTensor]:
+def _graph_tensors(graph: memoryview, depth: int, operators: set[str]) -> Iterator[StoredTensor]:
+    """The tensors of a graph and of those within it; their operators are added to the set."""
     if depth > MAX_DEPTH:
         raise WireError(f"graphs are nested deeper than {MAX_DEPTH}")
     for number, value in fields(graph):
@@ -131,11 +133,13 @@ def _graph_tensors(graph: memoryview, depth: int) -> Iterator[StoredTensor]:
         elif number == SPARSE:
             yield from _sparse(value)
         elif number == NODES:
-            yield from _node_tensors(message(value), depth)
+            yield from _node_tensors(message(value), depth, operators)
 
 
-def _node_tensors(node: memoryview, depth: int) -> Iterator[StoredTensor]:
+def _node_tensors(node: memoryview, depth: int, operators: set[str]) -> Iterator[StoredTensor]:
     for field_number, attribute in fields(node):
+        if field_number == OPERATOR:
+            operators.add(text(attribute))
         if field_number != ATTRIBUTES:
             continue
         for number, value in fields(message(attribute)):
@@ -144,7 +148,7 @@ def _node_tensors(node: memoryview, depth: int) -> Iterator[StoredTensor]:
             elif number in (SPARSE_TENSOR, SPARSE_TENSORS):
                 yield from _sparse(value)
             elif number in (SUBGRAPH, SUBGRAPHS):
-                yield from _graph_tensors(message(value), depth + 1)
+                yield from _graph_tensors(message(value), depth + 1, operators)
 
 
 def _sparse(value: Value) -> Iterator[StoredTensor]:

@@ -13,7 +13,7 @@ from fused_loss.export.binding import BoundHeads
 from fused_loss.export.errors import OnnxLoadError
 from fused_loss.export.feeds import port
 from fused_loss.export.meaning import read_meaning
-from fused_loss.export.session import Provider, open_session
+from fused_loss.export.session import EmptyBatchError, Provider, open_session
 
 
 class Predictions(NamedTuple):
@@ -72,7 +72,9 @@ class OnnxDualHead:
         metadata = self._session.get_modelmeta().custom_metadata_map
         meaning = read_meaning(metadata, tuple(nodes), self.path.name)
         self.inputs = tuple(port(node) for node in self._session.get_inputs())
-        self.outputs = tuple(port(nodes[name]) for name in meaning.heads)
+        used = [*meaning.heads, *filter(None, [meaning.label])]
+        self._ports = {name: port(nodes[name]) for name in used}
+        self.outputs = tuple(self._ports[name] for name in meaning.heads)
         self._heads = list(meaning.heads)
         self._label = meaning.label
         self.input_names = tuple(found.name for found in self.inputs)
@@ -92,7 +94,7 @@ class OnnxDualHead:
             TypeError: Not an array or a tensor, another dtype, or another byte order.
             ValueError: The wrong number of inputs, or shapes that the model does not take.
         """
-        regression, classification = self._session.run(self._heads, self._feeds(inputs))
+        regression, classification = self._run(self._heads, self._feeds(inputs))
         return regression, classification
 
     def predict(self, *inputs: Any) -> Predictions:
@@ -102,7 +104,7 @@ class OnnxDualHead:
             TypeError, ValueError: As a call.
         """
         names = [*self._heads, self._label] if self._label else self._heads
-        regression, classification, *own = self._session.run(names, self._feeds(inputs))
+        regression, classification, *own = self._run(names, self._feeds(inputs))
         label = own[0] if own else classification.argmax(1)
         unknown = np.isnan(classification).any(1)
         return Predictions(regression, classification, np.where(unknown, -1, label))
@@ -138,6 +140,12 @@ class OnnxDualHead:
             f"OnnxDualHead({str(self.path)!r}: {inputs} -> {', '.join(self.output_names)}, "
             f"on {', '.join(self.providers)})"
         )
+
+    def _run(self, names: list[str], feeds: dict[str, np.ndarray]) -> Any:
+        try:
+            return self._session.run(names, feeds)
+        except EmptyBatchError:  # of nothing there is nothing
+            return [np.zeros(self._ports[name].sized(0), self._ports[name].dtype) for name in names]
 
     def _feeds(self, inputs: tuple[Any, ...]) -> dict[str, np.ndarray]:
         if self._only is not None and len(inputs) == 1:

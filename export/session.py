@@ -13,6 +13,9 @@ from fused_loss.export.errors import OnnxLoadError, require
 FATAL = 4  # of onnxruntime's log levels: what goes wrong is raised, not printed
 CPU = "CPUExecutionProvider"
 
+# Those of onnxruntime 1.32 and before end the whole process on an empty batch.
+FATAL_ON_NOTHING = {"LSTM", "GRU"}
+
 Provider: TypeAlias = "str | tuple[str, dict[str, Any]]"  # a name, and options for it
 
 
@@ -40,7 +43,8 @@ def open_session(
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     onnxruntime = require("onnxruntime")
-    real = admitted(path, sha256).path
+    file = admitted(path, sha256)
+    real = file.path
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -70,4 +74,31 @@ def open_session(
             RuntimeWarning,
             stacklevel=3,
         )
-    return session
+    return NeverEmpty(session) if FATAL_ON_NOTHING & file.operators else session
+
+
+class EmptyBatchError(ValueError):
+    """An empty batch for a model that onnxruntime cannot run on one."""
+
+
+class NeverEmpty:
+    """A session that is not run on an empty batch, where that would end the process."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def run(self, names: Sequence[str], feeds: dict[str, Any]) -> Any:
+        """As the session's.
+
+        Raises:
+            EmptyBatchError: An input has no row.
+        """
+        if any(array.shape[:1] == (0,) for array in feeds.values()):
+            raise EmptyBatchError(
+                "not run: onnxruntime ends the process on an empty batch of an LSTM or a GRU"
+            )
+        return self._session.run(names, feeds)
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the session's."""
+        return getattr(self._session, name)

@@ -89,13 +89,15 @@ def _values(onnx: Any, tensor: Any, path: Path) -> np.ndarray:
 
 
 def _same(values: np.ndarray, wanted: np.ndarray) -> bool:
-    """To the bit; another dtype is for the comparison of outputs."""
-    return values.dtype != wanted.dtype or np.array_equal(
-        values, wanted, equal_nan=wanted.dtype.kind == "f"
-    )
+    """To the bit; a narrower dtype is for the comparison of outputs."""
+    if values.dtype != wanted.dtype:
+        return values.dtype.itemsize < wanted.dtype.itemsize
+    return np.array_equal(values, wanted, equal_nan=wanted.dtype.kind == "f")
 
 
 def _difference(values: np.ndarray, wanted: np.ndarray) -> str:
+    if values.dtype != wanted.dtype:
+        return f"is {values.dtype} and must be {wanted.dtype}, as it was exported"
     if not np.isfinite(values).all() and np.isfinite(wanted).all():
         return f"holds {int((~np.isfinite(values)).sum())} NaN or inf"
     if np.array_equal(np.sort(values, axis=None), np.sort(wanted, axis=None)):

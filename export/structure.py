@@ -26,6 +26,7 @@ class Structure:
         outputs: Name to shape.
         dtypes: Name of an input to its NumPy dtype.
         metadata: What the file says of itself by key.
+        operators: The types of its nodes.
         problems: Why it is not a valid model.
     """
 
@@ -35,6 +36,7 @@ class Structure:
     outputs: Shapes = field(default_factory=dict)
     dtypes: dict[str, np.dtype] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+    operators: frozenset[str] = frozenset()
     problems: tuple[str, ...] = ()
 
     def differences(self, signature: Signature) -> tuple[str, ...]:
@@ -66,7 +68,7 @@ def read_structure(path: Path) -> Structure:
     """Read and check the file with onnx; damage is a problem in the result, not an exception."""
     onnx = require("onnx")
     try:
-        examined(path)
+        operators = examined(path).operators
         model = onnx.load(str(path), load_external_data=False)
         onnx.checker.check_model(str(path), full_check=True)
     except OnnxLoadError as error:
@@ -86,6 +88,7 @@ def read_structure(path: Path) -> Structure:
         outputs={value.name: _shape(value) for value in model.graph.output},
         dtypes={value.name: _dtype(onnx, value) for value in inputs},
         metadata={entry.key: entry.value for entry in model.metadata_props},
+        operators=operators,
     )
 
 

@@ -38,6 +38,9 @@ from fused_loss.export.signature import (
 from fused_loss.export.structure import read_structure
 from fused_loss.export.tolerance import Limits, rules_for
 
+# What onnxruntime's quantisation puts into a file, dynamic and static.
+INT8 = ("DynamicQuantizeLinear", "QuantizeLinear", "DequantizeLinear", "QLinearMatMul")
+
 
 def verify_onnx(
     path: str | os.PathLike[str],
@@ -132,6 +135,8 @@ def verify_onnx(
     wanted = expected(reference, (data_cases if real else drawn_cases)(rows, sizes, seed))
     reference.release()
     problems = structure.differences(signature) + _otherwise(record, given)
+    if options.quantize is not None and not any(name in INT8 for name in structure.operators):
+        problems += ("it says that it is quantised, and has no operator of int8",)
     report = replace(report, problems=problems)
     if options.quantize is not None:
         rules = int8_rules(rules, signature, wanted)

@@ -221,7 +221,6 @@ ELSEWHERE = {
     "kernels/triton_heads.py": "test_kernels_triton_launch.py",
     "kernels/triton_counts.py": "test_kernels_triton_launch.py",
     "kernels/triton_table.py": "test_kernels_triton_launch.py",
-    "export/session.py": "test_export_runtime.py",
     "bench/tables.py": "test_bench_report.py",
 }
 

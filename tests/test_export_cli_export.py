@@ -190,3 +190,14 @@ def test_the_seed_makes_the_factorys_weights_repeat(capsys, monkeypatch):
         called(capsys, "export", "m.onnx", "--model", "_export:made_here", *SHAPE, "--seed", seed)
     assert torch.equal(made[0].weight, made[1].weight)
     assert not torch.equal(made[0].weight, made[2].weight)
+
+
+@pytest.mark.parametrize("option", ["--checkpoint", "--example", "--verify-data"])
+def test_the_model_does_not_replace_what_it_is_made_from(here, capsys, option):
+    (here / "w.onnx").write_bytes(b"mine")
+    arguments = ("export", "w.onnx", "--model", "_export:mlp", option, "w.onnx", "--force")
+    shape = () if option == "--example" else ("--input-shape", 4)
+    code, out, err = called(capsys, *arguments, *shape)
+    assert (code, out) == (2, "")
+    assert f"OUT w.onnx is what {option} reads" in err
+    assert (here / "w.onnx").read_bytes() == b"mine"

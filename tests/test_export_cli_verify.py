@@ -81,7 +81,7 @@ def test_what_the_file_does_not_say_is_asked_for(here, capsys):
 
     (here / "m.onnx").write_bytes(edited(mlp_bytes(), free))
     code, _, err = called(capsys, "verify", "m.onnx", *MODEL)
-    assert code == 1
+    assert code == 2
     assert "the file does not say what input may hold" in err
     assert called(capsys, "verify", "m.onnx", *MODEL, "--input-shape", 4)[0] == 0
 
@@ -93,3 +93,21 @@ def test_without_its_packages_it_is_4(capsys, monkeypatch, package):
     assert (code, out) == (4, "")
     assert err.startswith(f"fused-loss: {package} is needed and cannot be imported")
     assert err.endswith("pip install 'fused-loss[export]'\n")
+
+
+@pytest.mark.parametrize("options", [("--atol", "nobody:1"), ("--rtol", "-1")])
+def test_options_that_do_not_fit_the_file_are_2(capsys, options):
+    code, out, err = called(capsys, "verify", "m.onnx", *MODEL, *options)
+    assert (code, out) == (2, "")
+    assert "Traceback" not in err
+
+
+def test_a_report_does_not_replace_what_is_read(here, capsys):
+    torch.save(mlp().state_dict(), "w.pt")
+    before = (here / "w.pt").read_bytes()
+    code, _, err = called(
+        capsys, "verify", "m.onnx", *MODEL, "--checkpoint", "w.pt", "--report", "./w.pt"
+    )
+    assert code == 2
+    assert "--report w.pt is what --checkpoint reads: give it another name" in err
+    assert (here / "w.pt").read_bytes() == before

@@ -70,6 +70,8 @@ def test_a_header_is_what_has_no_number_in_it_unless_it_is_said(table):
         ("1,2\n3,4,5\n", "rows.csv, line 2 has 3 cells, the model takes 2 values$"),
         ("1,2,\n", "line 1 has 3 cells"),
         ("a,b,c\n1,2\n", "line 1 has 3 cells"),
+        (",\n1,2\n", "line 1: '' may be a name or a value that is missing: say --header yes or"),
+        ("NA,n/a\n1,2\n", "line 1: 'NA' may be a name or a value that is missing"),
         ("a;b\n1;2\n", "line 1 has 1 cells, .*: is the separator a comma"),
         ("1,2\n\n3,4\n", "rows.csv, line 2 is empty, with rows after it"),
         ("1,2\n3,\n", "line 2, column 2: '' is not a number"),

@@ -89,5 +89,8 @@ def test_a_batch_norm_that_is_folded_into_a_convolution_is_folded_here(tmp_path)
         assert "trunk.0." in difference
 
 
-def test_another_dtype_is_for_the_outputs_to_judge(tmp_path):
-    assert found(tmp_path, mlp().half(), mlp_bytes()) == ()
+def test_a_narrower_dtype_is_for_the_outputs_to_judge_and_a_wider_one_is_another_weight(tmp_path):
+    assert found(tmp_path, mlp().double(), mlp_bytes()) == ()
+    wider = found(tmp_path, mlp().half(), mlp_bytes())
+    assert len(wider) == 6
+    assert wider[0].endswith("is float32 and must be float16, as it was exported")

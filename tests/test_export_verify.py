@@ -1,6 +1,8 @@
+import json
 import sys
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from _export import TwoInputs, edited, mlp, mlp_bytes, rows
@@ -12,6 +14,7 @@ from fused_loss.export import (
     OnnxVerificationError,
     verify_onnx,
 )
+from fused_loss.export.seal import sealed
 
 
 @pytest.fixture
@@ -118,3 +121,23 @@ def test_without_its_packages_the_extra_is_named(path, monkeypatch, package):
         MissingDependencyError, match=rf"{package} is needed .*fused-loss\[export\]"
     ):
         verify_onnx(path, mlp())
+
+
+@pytest.mark.parametrize(
+    ("claim", "said"),
+    [
+        ({"dtype": "fp16"}, "is float32 and must be float16, as it was exported"),
+        ({"quantize": "dynamic"}, "says that it is quantised, and has no operator of int8"),
+    ],
+)
+def test_a_file_is_not_judged_by_a_precision_that_it_only_claims(tmp_path, claim, said):
+    path = tmp_path / "m.onnx"
+    proto = onnx.load_from_string(mlp_bytes())
+    kept = {e.key: e.value for e in proto.metadata_props if not e.key.endswith("sha256")}
+    proto.ClearField("metadata_props")
+    for key, value in (kept | {f"fused_loss.{k}": json.dumps(v) for k, v in claim.items()}).items():
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = key, value
+    path.write_bytes(sealed(proto.SerializeToString()))
+    with pytest.raises(OnnxVerificationError, match=said):
+        verify_onnx(path, mlp(), rows(8))
