@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fused_loss.export.options import PREFIX, Options
+from fused_loss.export.options import Options
 from fused_loss.export.report import VerificationReport
-from fused_loss.export.seal import sealed
+from fused_loss.export.seal import PREFIX, sealed
 from fused_loss.export.signature import CLASSIFICATION, Signature
 from fused_loss.export.structure import read_structure
 from fused_loss.export.weights import Record

@@ -9,7 +9,6 @@ from typing import Any
 
 from fused_loss.export.scaling import Scaling, scaling
 
-PREFIX = "fused_loss."
 DTYPES = ("fp32", "fp16")
 QUANTIZE = ("dynamic", "static")
 

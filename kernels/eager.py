@@ -1,12 +1,12 @@
 """The CPU backend: plain PyTorch operators and a closed-form backward.
 
 For a position with logits z, `p = softmax(z)` and smoothed, class-weighted targets
-`q' = class_weight · ((1-ε)·target + ε/C)`:
+`q' = class_weight · ((1-ε)·target + ε/K)` on the K possible classes:
 
     loss      = -Σ_c q'_c · log p_c
     d loss/dz = p · Σ_c q'_c - q'
 
-and for the regression head `d (r-y)²/dr = 2·(r-y)`. Both gradients are finished here, for a
+and for the regression head `d w·(r-y)²/dr = 2·w·(r-y)`. Both gradients are finished here, for a
 `grad_output` of 1, in the same pass that computes the loss. The logits are taken in blocks of
 samples that fit the cache, so the only buffer of the logits' size is the gradient itself: log p is
 written into it (or, for half types, into a float32 block) and turned into the gradient in place.

@@ -21,9 +21,9 @@ def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
-def fits(tensor: Tensor, times: int = 1) -> bool:
-    """Whether so many times the elements of a tensor fit one block."""
-    return tensor.numel() * times <= BLOCK_ELEMENTS
+def fits(tensor: Tensor) -> bool:
+    """Whether the elements of a tensor fit one block."""
+    return tensor.numel() <= BLOCK_ELEMENTS
 
 
 def blocks(first: Tensor, *rest: Any) -> Iterator[tuple[Any, ...]]:
@@ -60,6 +60,18 @@ def number(
 def per_labelled(missing: Tensor, dtype: torch.dtype) -> Tensor:
     """(N, *) bool -> (N,): how many elements of a sample are labelled, at least 1."""
     return (~missing).flatten(1).sum(1).clamp(min=1).to(dtype)
+
+
+def weight_over(weight: Any, denominator: Any, normalizer: Any) -> Any:
+    """weight / denominator, for a gradient: 0 where nothing is labelled.
+
+    A `normalizer` of the caller's, which is then the denominator, does not say what is labelled.
+    """
+    if normalizer is not None:
+        return weight / denominator
+    if isinstance(denominator, Tensor):
+        return torch.where(denominator == 0, 0.0, weight / denominator)
+    return weight / max(denominator, 1)
 
 
 def mean_of(total: Tensor, denominator: Any, of_nothing: float) -> Tensor:

@@ -19,6 +19,7 @@ from fused_loss.kernels.eager_blocks import (
     mean_of,
     number,
     per_labelled,
+    weight_over,
 )
 from fused_loss.spec import LossSpec, LossTensors, class_axis
 
@@ -41,8 +42,8 @@ class Classification:
         self.spec, self.logits, self.need, self.dtype = spec, logits, need, dtype
         self.classes, self.shape = class_axis(logits)  # C; (N, d1, ...)
         self.mask = mask
-        self.position_weight = in_dtype_or_none(position_weight, dtype)  # (N, d1, ...)
-        self.class_weight = in_dtype_or_none(tensors.class_weight, dtype)
+        self.position_weight = _if_given(position_weight, dtype)  # (N, d1, ...)
+        self.class_weight = _if_given(tensors.class_weight, dtype)
         self.soft = targets.is_floating_point()
         self.targets = targets if self.soft else targets.long()
         self.normalizer = number(
@@ -134,14 +135,7 @@ class Classification:
 
         0 where a position has no label, and everywhere where nothing has one.
         """
-        dims = len(self.shape)
-        if self.normalizer is not None:
-            scale = weight / denominator
-        elif isinstance(denominator, Tensor):
-            scale = torch.where(denominator == 0, 0.0, weight / denominator)
-        else:
-            scale = weight / max(denominator, 1)
-        scale = by_row(scale, dims)
+        scale = by_row(weight_over(weight, denominator, self.normalizer), len(self.shape))
         if self.position_weight is not None:
             scale = scale * self.position_weight
         if self.ignored is None and self.illegal is None:
@@ -164,7 +158,8 @@ class Classification:
         scale: Any,
     ) -> Tensor:
         """Unreduced losses (n, d1, ...) of a block of samples; finishes the block's gradient."""
-        direct = gradient is not None and gradient.dtype == self.dtype and _dense(gradient)
+        # Whether log p may be written straight into the gradient.
+        direct = gradient is not None and gradient.dtype == self.dtype and gradient.is_contiguous()
         log_p = self._log_softmax(logits, mask, gradient if direct else None)
         if isinstance(scale, Tensor) and scale.dim():
             scale = scale.unsqueeze(1)  # (n, 1, d1, ...)
@@ -251,14 +246,9 @@ class Classification:
         return values.view(1, -1, *[1] * (len(self.shape) - 1))
 
 
-def in_dtype_or_none(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def _if_given(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """The tensor in this dtype, if there is one."""
     return None if tensor is None else in_dtype(tensor, dtype)
-
-
-def _dense(gradient: Tensor) -> bool:
-    """Whether log p may be written straight into it."""
-    return gradient.is_contiguous()
 
 
 def _times_log(q: Any, log_p: Tensor, mask: Tensor | None) -> Tensor:

@@ -18,6 +18,7 @@ from fused_loss.kernels.eager_blocks import (
     mean_of,
     number,
     per_labelled,
+    weight_over,
 )
 from fused_loss.spec import LossSpec, LossTensors
 
@@ -112,15 +113,7 @@ class Regression:
 
     def _scale(self, weight: Any, denominator: Any) -> Any:
         """2 · d loss / d (an element's squared error): a number, 0-d, or (N, 1, ...)."""
-        if isinstance(denominator, Tensor):
-            scale = 2.0 * weight / denominator
-            if self.normalizer is None:  # nothing labelled: no gradient
-                scale = torch.where(denominator == 0, 0.0, scale)
-        elif self.normalizer is None:
-            scale = 2.0 * weight / max(denominator, 1)
-        else:
-            scale = 2.0 * weight / denominator
-        return by_row(scale, self.r.dim())
+        return by_row(weight_over(2.0 * weight, denominator, self.normalizer), self.r.dim())
 
     def _reduced(self, total: Tensor, denominator: Any) -> Tensor:
         """The sum over all elements as the spec reduces it."""

@@ -226,6 +226,20 @@ class Case:
         return torch.randn(shape, generator=random, dtype=F64).to(self.loss_dtype)
 
 
+EVERY_OPTION = Case(
+    targets="hard-100",
+    weighted=True,
+    smoothing=0.25,
+    weighting="alpha-tensor",
+    upstream="other",
+    mask="positions",
+    regression_weight="full",
+    position_weight="full",
+    missing="some",
+    normalizers="tensors",
+)
+
+
 def _every_option() -> list[Case]:
     """reduction × layout × targets × class_weight × label_smoothing, in float32.
 

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from fused_loss.export.options import PREFIX, options, recorded_options
+from fused_loss.export.options import options, recorded_options
+from fused_loss.export.seal import PREFIX
 
 STATS = {"mean": [1.0, 2.0], "std": 3}
 

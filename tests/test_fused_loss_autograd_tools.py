@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from _asserts import Result, fused, leaves
-from _cases import EAGER_PLACES, F16, F64, PLACES, TRITON_PLACES, Case, Problem
+from _cases import EAGER_PLACES, EVERY_OPTION, F16, F64, PLACES, TRITON_PLACES, Case, Problem
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -20,18 +20,6 @@ EVERYWHERE = [REFERENCE, *PLACES]
 THREADED = [REFERENCE, *EAGER_PLACES, TRITON_PLACES[-1]]
 everywhere = pytest.mark.parametrize(("backend", "device"), EVERYWHERE)
 closed_form = pytest.mark.parametrize(("backend", "device"), PLACES)
-EVERY_OPTION = Case(
-    targets="hard-100",
-    weighted=True,
-    smoothing=0.25,
-    weighting="alpha-tensor",
-    upstream="other",
-    mask="positions",
-    regression_weight="full",
-    position_weight="full",
-    missing="some",
-    normalizers="tensors",
-)
 # A gradient that is stored with the loss, and two that wait for grad_output.
 CASES = [
     Case(weighting="alpha-tensor", upstream="other"),

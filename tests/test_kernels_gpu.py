@@ -4,7 +4,7 @@ import pytest
 import torch
 from _asserts import Result, fused, leaves
 from _cases import BF16, F16, F32, REDUCTIONS, Case, Problem
-from torch.profiler import ProfilerActivity, profile
+from _gpu import captured, device_kernels
 
 import fused_loss
 from fused_loss import combined_loss, cross_entropy, mse_loss
@@ -132,21 +132,14 @@ def test_a_captured_graph_computes_again(backend, reduction):
             loss = combined_loss(*static, problem.y, problem.t, **keywords)
         return loss, *torch.autograd.grad(loss, static, problem.grad_output)
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, outputs = captured(step)
     for scale in (0.5, 2.0):
         with torch.no_grad():
             for leaf in static:
                 leaf.mul_(scale)
             problem.t.copy_(problem.t.flip(0))
         graph.replay()
-        for value, fresh in zip(captured, step(), strict=True):
+        for value, fresh in zip(outputs, step(), strict=True):
             assert torch.equal(value, fresh)
 
 
@@ -184,15 +177,6 @@ def test_the_device_sees_one_kernel(reduction, targets):
         lambda: torch.autograd.grad(loss, (taken["r"], taken["z"]), problem.grad_output)
     )
     assert kernels == 1
-
-
-def device_kernels(step):
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as record:
-        result = step()
-        torch.cuda.synchronize()
-    on_device = [e for e in record.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-    return len(on_device), result
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -5,26 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 from _asserts import assert_matches, fused, leaves
-from _cases import BF16, F32, REDUCTIONS, Case
-from torch.profiler import ProfilerActivity, profile
+from _cases import BF16, EVERY_OPTION, F32, REDUCTIONS
+from _gpu import captured, device_kernels
 
 import fused_loss
 from fused_loss import combined_loss
 
 pytestmark = pytest.mark.gpu
 
-FULLEST = Case(
-    targets="hard-100",
-    weighted=True,
-    smoothing=0.25,
-    weighting="alpha-tensor",
-    mask="positions",
-    regression_weight="full",
-    position_weight="full",
-    missing="some",
-    empty="zero",
-    shapes=((64, 8), (64, 300)),
-)
+FULLEST = replace(EVERY_OPTION, normalizers="", empty="zero", shapes=((64, 8), (64, 300)))
 BACKENDS = ["eager", "triton"]
 
 
@@ -60,12 +49,7 @@ def test_one_launch_and_one_that_counts_where_there_is_much_to_count(samples, ke
             return combined_loss(taken["r"], taken["z"], problem.y, problem.t, **keywords)
 
     step()
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as record:
-        step()
-        torch.cuda.synchronize()
-    on_device = [e for e in record.events() if e.device_type == torch.autograd.DeviceType.CUDA]
-    assert len(on_device) == kernels
+    assert device_kernels(step)[0] == kernels
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -81,14 +65,7 @@ def test_a_replayed_graph_beside_two_streams(reduction):
             loss = combined_loss(taken["r"], taken["z"], problem.y, problem.t, **keywords)
         return loss, *torch.autograd.grad(loss, (taken["r"], taken["z"]), problem.grad_output)
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, outputs = captured(step)
     streams = [torch.cuda.Stream() for _ in range(3)]
     for _ in range(20):
         with torch.cuda.stream(streams[0]):
@@ -100,5 +77,5 @@ def test_a_replayed_graph_beside_two_streams(reduction):
         torch.cuda.synchronize()
         for result in found:
             assert all(torch.equal(result[name], alone[name]) for name in alone)
-        for value, name in zip(captured, ("loss", "r", "z"), strict=True):
+        for value, name in zip(outputs, ("loss", "r", "z"), strict=True):
             assert torch.equal(value, alone[name])

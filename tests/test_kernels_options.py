@@ -5,22 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 from _asserts import assert_matches, fused
-from _cases import BF16, EXHAUSTIVE, F16, F32, F64, PLACES, REDUCTIONS, Case
+from _cases import BF16, EVERY_OPTION, EXHAUSTIVE, F16, F32, F64, PLACES, REDUCTIONS, Case
 
 pytestmark = pytest.mark.parametrize(("backend", "device"), PLACES)
 
 INF, NAN = float("inf"), float("nan")
-ALL = Case(
-    targets="hard-100",
-    weighted=True,
-    smoothing=0.25,
-    weighting="alpha-tensor",
-    upstream="other",
-    mask="positions",
-    regression_weight="full",
-    position_weight="full",
-    missing="some",
-)
+ALL = replace(EVERY_OPTION, normalizers="")
 
 
 @pytest.mark.slow
