@@ -13,6 +13,10 @@ import torch
 from torch import Tensor
 
 BLOCK_ELEMENTS = 1 << 20  # 4 MiB of float32: fewer blocks are fewer operators, and L3 is near
+SCRATCH_SHARE = 32  # of the elements of a tensor, a block that needs a buffer of its own takes one
+SCRATCH_LEAST = 1 << 16  # but no fewer than these
+LONG_SUM = 1 << 15  # elements; PyTorch splits longer sums among its threads
+SUM_ROW = 1 << 9
 REDUCTIONS = {"mean": 1, "sum": 2}  # as PyTorch's operators number them
 
 
@@ -26,15 +30,25 @@ def fits(tensor: Tensor) -> bool:
     return tensor.numel() <= BLOCK_ELEMENTS
 
 
-def blocks(first: Tensor, *rest: Any) -> Iterator[tuple[Any, ...]]:
+def rows_a_block(tensor: Tensor, small: bool = False) -> int:
+    """How many rows of dimension 0 a block takes; `small`: it needs a buffer of its own."""
+    elements = BLOCK_ELEMENTS
+    if small:
+        elements = min(elements, max(SCRATCH_LEAST, tensor.numel() // SCRATCH_SHARE))
+    if tensor.numel() <= elements:
+        return tensor.shape[0]
+    return max(1, elements * tensor.shape[0] // tensor.numel())
+
+
+def blocks(first: Tensor, *rest: Any, rows: int | None = None) -> Iterator[tuple[Any, ...]]:
     """`first` in blocks along dimension 0, with the same rows of the rest.
 
     Numbers, 0-d tensors and None go along as they are.
     """
-    if first.dim() == 0 or fits(first):
+    rows = rows or rows_a_block(first) if first.dim() else 1
+    if first.dim() == 0 or rows >= first.shape[0]:
         yield first, *rest
         return
-    rows = max(1, BLOCK_ELEMENTS * first.shape[0] // first.numel())
     for start in range(0, first.shape[0], rows):
         block = slice(start, start + rows)
         parts = (t[block] if isinstance(t, Tensor) and t.dim() else t for t in rest)
@@ -60,6 +74,18 @@ def number(
 def per_labelled(missing: Tensor, dtype: torch.dtype) -> Tensor:
     """(N, *) bool -> (N,): how many elements of a sample are labelled, at least 1."""
     return (~missing).flatten(1).sum(1).clamp(min=1).to(dtype)
+
+
+def total(values: Tensor) -> Tensor:
+    """Σ of all elements, 0-d: on a CPU in float64, and the same bits for any number of threads."""
+    if values.device.type != "cpu":
+        return values.sum()
+    if values.numel() <= LONG_SUM:
+        return values.sum(dtype=torch.float64)
+    flat = values.reshape(-1)
+    whole = flat.numel() // SUM_ROW * SUM_ROW
+    rows = flat[:whole].view(-1, SUM_ROW).sum(1)
+    return total(rows) + flat[whole:].sum(dtype=torch.float64)
 
 
 def weight_over(weight: Any, denominator: Any, normalizer: Any) -> Any:

@@ -1,12 +1,13 @@
 """The classification head of the eager backend: cross-entropy over logits (N, C, d1, ...).
 
-With smoothed, class-weighted targets q' the loss of a position is `-Σ_c q'_c · log p_c` and its
-gradient `p · Σ_c q'_c - q'`. An impossible class has p = 0, and a gradient of exactly 0.
+What each position counts, and what the sum is divided by, is settled here; the losses and the
+gradient are computed block by block, in `eager_softmax`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,8 +20,11 @@ from fused_loss.kernels.eager_blocks import (
     mean_of,
     number,
     per_labelled,
+    rows_a_block,
+    total,
     weight_over,
 )
+from fused_loss.kernels.eager_softmax import Block, Softmax
 from fused_loss.spec import LossSpec, LossTensors, class_axis
 
 
@@ -43,9 +47,13 @@ class Classification:
         self.classes, self.shape = class_axis(logits)  # C; (N, d1, ...)
         self.mask = mask
         self.position_weight = _if_given(position_weight, dtype)  # (N, d1, ...)
-        self.class_weight = _if_given(tensors.class_weight, dtype)
+        self.class_weight = _if_given(tensors.class_weight, dtype)  # (C,)
         self.soft = targets.is_floating_point()
-        self.targets = targets if self.soft else targets.long()
+        self.targets = targets if self.soft else in_dtype(targets, torch.int64)
+        by_class = self.class_weight
+        if by_class is not None:
+            by_class = by_class.view(1, -1, *[1] * (logits.dim() - 2))  # (1, C, 1, ...)
+        self.softmax = Softmax(spec.label_smoothing, by_class, self.soft)
         self.normalizer = number(
             spec.classification_normalizer, tensors.classification_normalizer, dtype, logits.device
         )
@@ -71,8 +79,7 @@ class Classification:
         gradient = self._buffer() if self.need else None
         denominator = self._denominator()
         scale = self._scale(weight, denominator) if self.need else None
-        views = self.targets, gradient, self.mask, self.target_weight, self.ignored, scale
-        parts = [self._block(*block) for block in blocks(self.logits, *views)]
+        parts = list(self._parts(gradient, scale))
         losses = parts[0] if len(parts) == 1 else torch.cat(parts)
         if self.position_weight is not None:
             losses = losses * self.position_weight
@@ -81,6 +88,27 @@ class Classification:
         if self.ignored is not None:
             losses = losses.masked_fill(self.ignored, 0.0)
         return self._reduced(losses, denominator), gradient
+
+    def _parts(self, gradient: Tensor | None, scale: Any) -> Iterator[Tensor]:
+        """Unreduced losses (n, d1, ...), block by block, and the gradient of each finished.
+
+        log p is written straight into a dense gradient in the dtype of the sums, and otherwise into
+        a scratch buffer. Where the gradient lies in the logits' own memory, it is they that move.
+        """
+        direct = gradient is not None and gradient.dtype == self.dtype and gradient.is_contiguous()
+        moved = direct and self.spec.inplace_gradient
+        rows, scratch = rows_a_block(self.logits, small=moved or not direct), None
+        if moved or not direct:
+            scratch = self.logits.new_empty((rows, *self.logits.shape[1:]), dtype=self.dtype)
+        views = self.targets, gradient, self.mask, self.target_weight, self.ignored, scale
+        for logits, targets, its_gradient, *rest in blocks(self.logits, *views, rows=rows):
+            buffer = scratch if scratch is None else scratch[: len(logits)]
+            if moved:
+                logits = buffer.copy_(logits)
+            out = its_gradient if direct else buffer
+            yield self.softmax.losses(Block(logits, targets, out, *rest))
+            if its_gradient is not None and not direct:
+                its_gradient.copy_(out)
 
     def _buffer(self) -> Tensor:
         """Where the gradient goes: the only buffer of the logits' size, or the logits' own."""
@@ -94,12 +122,12 @@ class Classification:
             return losses
         if self.spec.per_sample:
             return losses if losses.dim() < 2 else losses.flatten(1).sum(1) / denominator
-        total = losses.sum()
-        if self.spec.reduction == "sum":
-            return total
-        if self.normalizer is not None:
-            return total / denominator
-        return mean_of(total, denominator, self.spec.of_nothing)
+        sum_of_all = total(losses)
+        if self.spec.reduction == "mean" and self.normalizer is None:
+            sum_of_all = mean_of(sum_of_all, denominator, self.spec.of_nothing)
+        elif self.normalizer is not None:
+            sum_of_all = sum_of_all / denominator
+        return in_dtype(sum_of_all, self.dtype)
 
     def _read_indices(self) -> None:
         ignored = self.targets == self.spec.ignore_index
@@ -147,112 +175,7 @@ class Classification:
             scale = scale.masked_fill(self.illegal, torch.nan)
         return scale if self.ignored is None else scale.masked_fill(self.ignored, 0.0)
 
-    def _block(
-        self,
-        logits: Tensor,
-        targets: Tensor,
-        gradient: Tensor | None,
-        mask: Tensor | None,
-        weight: Tensor | None,
-        ignored: Tensor | None,
-        scale: Any,
-    ) -> Tensor:
-        """Unreduced losses (n, d1, ...) of a block of samples; finishes the block's gradient."""
-        # Whether log p may be written straight into the gradient.
-        direct = gradient is not None and gradient.dtype == self.dtype and gradient.is_contiguous()
-        log_p = self._log_softmax(logits, mask, gradient if direct else None)
-        if isinstance(scale, Tensor) and scale.dim():
-            scale = scale.unsqueeze(1)  # (n, 1, d1, ...)
-        if self.soft:
-            losses = self._soft(log_p, targets, mask, scale)
-        else:
-            weight = None if weight is None else weight.unsqueeze(1)
-            losses = self._hard(log_p, targets.unsqueeze(1), mask, weight, scale)
-        if gradient is None:
-            return losses
-        if ignored is not None:
-            log_p.masked_fill_(ignored.unsqueeze(1), 0.0)  # NaN · 0 is not 0
-        if mask is not None:
-            log_p.masked_fill_(~mask, 0.0)
-        if not direct:
-            gradient.copy_(log_p)
-        return losses
-
-    def _log_softmax(self, logits: Tensor, mask: Tensor | None, out: Tensor | None) -> Tensor:
-        """log p of a block, in `out` if that is given; -inf for an impossible class."""
-        wide = in_dtype(logits, self.dtype)
-        if mask is None:
-            scratch = wide if wide is not logits else out  # a copy may be written over
-            return torch.log_softmax(wide, 1, out=scratch)
-        nowhere = wide.new_full((), -torch.inf)
-        log_p = torch.where(mask, wide, nowhere, out=out)
-        log_p = torch.log_softmax(log_p, 1, out=log_p)
-        return log_p.masked_fill_(~mask.any(1, keepdim=True), -torch.inf)
-
-    def _soft(self, log_p: Tensor, targets: Tensor, mask: Tensor | None, scale: Any) -> Tensor:
-        """Losses (n, d1, ...); with a scale, log p becomes scale · (p·Σq' - q')."""
-        smoothing = self.spec.label_smoothing
-        q = targets.to(self.dtype)
-        if smoothing:
-            q = q * (1 - smoothing) + self._even(mask)
-        if self.class_weight is not None:
-            q = q * self._by_class(self.class_weight)
-        losses = -_times_log(q, log_p, mask).sum(1)
-        if scale is not None:
-            log_p.exp_().mul_(q.sum(1, keepdim=True)).sub_(q).mul_(scale)
-        return losses
-
-    def _hard(
-        self, log_p: Tensor, index: Tensor, mask: Tensor | None, weight: Tensor | None, scale: Any
-    ) -> Tensor:
-        """Losses (n, d1, ...); with a scale, log p becomes scale · (p·Σq' - q').
-
-        Here q' = a·1[c = t] + b·class_weight with a = (1-ε)·class_weight[t] and b = ε/K.
-        """
-        smoothing = self.spec.label_smoothing
-        a: Any = 1 - smoothing if weight is None else (1 - smoothing) * weight
-        losses = -_times_log(a, log_p.gather(1, index), mask)
-        spread: Any = 0.0  # b·class_weight
-        if smoothing:
-            spread = self._even(mask)
-            if self.class_weight is not None:
-                spread = spread * self._by_class(self.class_weight)
-            losses = losses - _times_log(spread, log_p, mask).sum(1, keepdim=True)
-        if scale is not None:
-            mass = a + (self._mass(spread) if smoothing else 0.0)
-            log_p.exp_().mul_(scale * mass)
-            if smoothing:
-                log_p.sub_(scale * spread)
-            hit = scale * -a
-            hit = hit if isinstance(hit, Tensor) else log_p.new_full((), hit)
-            log_p.scatter_add_(1, index, hit.expand(index.shape))
-        return losses.squeeze(1)
-
-    def _even(self, mask: Tensor | None) -> Any:
-        """ε/K: a number or, with a mask, (n, C, d1, ...) with 0 for an impossible class."""
-        smoothing = self.spec.label_smoothing
-        if mask is None:
-            return smoothing / self.classes
-        return mask * (smoothing / mask.sum(1, keepdim=True).clamp(min=1).to(self.dtype))
-
-    def _mass(self, spread: Any) -> Any:
-        """Σ_c b·class_weight_c: a number, or (1 or n, 1, ...)."""
-        if isinstance(spread, Tensor):
-            return spread.sum(1, keepdim=True)
-        return spread * self.classes
-
-    def _by_class(self, values: Tensor) -> Tensor:
-        """(C,) as (1, C, 1, ...)."""
-        return values.view(1, -1, *[1] * (len(self.shape) - 1))
-
 
 def _if_given(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """The tensor in this dtype, if there is one."""
     return None if tensor is None else in_dtype(tensor, dtype)
-
-
-def _times_log(q: Any, log_p: Tensor, mask: Tensor | None) -> Tensor:
-    """q · log p; with a mask, 0 · log 0 = 0."""
-    if mask is not None:
-        log_p = log_p.masked_fill((log_p == -torch.inf) & (q == 0), 0.0)
-    return log_p * q

@@ -18,6 +18,7 @@ from fused_loss.kernels.eager_blocks import (
     mean_of,
     number,
     per_labelled,
+    total,
     weight_over,
 )
 from fused_loss.spec import LossSpec, LossTensors
@@ -49,7 +50,7 @@ class Regression:
         for r, y, its_weight, out, its_scale in self._blocks(gradient, scale):
             errors, finished = self._block(r, y, its_weight, its_scale)
             if not self.per_sample:
-                errors = errors.sum()
+                errors = total(errors)
             elif errors.dim() > 1:
                 errors = errors.flatten(1).sum(1)
             parts.append(errors)
@@ -57,8 +58,8 @@ class Regression:
                 out.copy_(finished)
         if self.per_sample:
             return (parts[0] if len(parts) == 1 else torch.cat(parts)) / denominator, gradient
-        total = parts[0] if len(parts) == 1 else torch.stack(parts).sum()
-        return self._reduced(total, denominator), gradient
+        sum_of_all = parts[0] if len(parts) == 1 else torch.stack(parts).sum()
+        return in_dtype(self._reduced(sum_of_all, denominator), self.dtype), gradient
 
     def _blocks(self, gradient: Tensor | None, scale: Any) -> Iterator[tuple[Any, ...]]:
         """`(r, y, weight, gradient, scale)` in blocks: flat, where nothing forbids it."""
@@ -99,8 +100,8 @@ class Regression:
         by_count = self.weight is None or self.spec.per_sample
         if by_count and not self.spec.ignores_nan:
             return max(r.numel(), 1) if self.spec.per_sample else r.numel()
-        total = sum(self._shares(y, w, by_count) for y, w in blocks(self.y, self.weight))
-        return total.clamp(min=1) if self.spec.per_sample else total
+        labelled = sum(self._shares(y, w, by_count) for y, w in blocks(self.y, self.weight))
+        return labelled.clamp(min=1) if self.spec.per_sample else labelled
 
     def _shares(self, y: Tensor, weight: Tensor | None, by_count: bool) -> Any:
         """What the elements of a block add to the denominator, 0-d."""
@@ -115,8 +116,8 @@ class Regression:
         """2 · d loss / d (an element's squared error): a number, 0-d, or (N, 1, ...)."""
         return by_row(weight_over(2.0 * weight, denominator, self.normalizer), self.r.dim())
 
-    def _reduced(self, total: Tensor, denominator: Any) -> Tensor:
+    def _reduced(self, sum_of_all: Tensor, denominator: Any) -> Tensor:
         """The sum over all elements as the spec reduces it."""
         if self.spec.reduction == "mean" and self.normalizer is None:
-            return mean_of(total, denominator, self.spec.of_nothing)
-        return total / denominator
+            return mean_of(sum_of_all, denominator, self.spec.of_nothing)
+        return sum_of_all / denominator

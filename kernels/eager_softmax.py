@@ -1,0 +1,238 @@
+"""Cross-entropy of a block of samples by plain PyTorch operators: losses, and the gradient.
+
+With smoothed, class-weighted targets q' of mass A = Σ_c q'_c the loss of a position is
+`-Σ_c q'_c · log p_c` and its gradient `scale · (A·p - q')`. What is read from memory once stays in
+the cache, so the passes over it are what there is to save. `torch.softmax` costs half of
+`torch.log_softmax` and an `exp` after it:
+
+    class indices                 p = softmax(z), -log p_t, p·(scale·A), -scale·A at t
+    probabilities, or smoothing   log p, Σ q'·log p, exp, p·(scale·A), -scale·q'
+
+Both look at the losses of the block once: where one of them is no ordinary number they take the
+longer way, which knows a p that underflows, NaN in a row without a label, and 0 · log 0 at an
+impossible class. On an accelerator no value is read back: there it is always `_exactly`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+SMALLEST = -80.0  # log of a p: exp(-80) is 2e-35, still a normal number of float32
+
+
+class Block(NamedTuple):
+    """Some samples of a call: (n, C, d1, ...) of logits, and what is known of their positions."""
+
+    logits: Tensor  # (n, C, d1, ...)
+    targets: Tensor  # indices (n, d1, ...), legal ones; or probabilities (n, C, d1, ...)
+    out: Tensor  # (n, C, d1, ...) in the dtype of the sums: log p, then p, then the gradient
+    mask: Tensor | None  # (n, C, d1, ...): False where a class is impossible
+    weight: Tensor | None  # class_weight[t], (n, d1, ...)
+    ignored: Tensor | None  # (n, d1, ...): True where there is no label
+    scale: Any  # a number, 0-d or (n, d1, ...), 0 where there is no label; None: no gradient
+
+
+class Softmax:
+    """The arithmetic of a call, block by block; q' = class_weight · ((1-ε)·target + ε/K)."""
+
+    def __init__(self, smoothing: float, class_weight: Tensor | None, soft: bool) -> None:
+        self.smoothing = smoothing  # ε
+        self.class_weight = class_weight  # (1, C, 1, ...)
+        self.soft = soft  # whether targets are probabilities
+
+    def losses(self, block: Block) -> Tensor:
+        """Unreduced losses (n, d1, ...); with a scale, `out` holds the gradient afterwards."""
+        if block.logits.device.type != "cpu":
+            return self._exactly(block)
+        if not (self.soft or self.smoothing):
+            return _by_probability(block)
+        losses = self._by_log(block)
+        return self._exactly(block) if losses is None else losses
+
+    def _by_log(self, block: Block) -> Tensor | None:
+        """From log p; None where a loss is not finite."""
+        log_p = _log_softmax(block)
+        sum_of = torch.sum if block.mask is None else torch.nansum  # without 0 · log 0
+        if self.soft:
+            q = self._probabilities(block)
+            mass = _mass(q, log_p)
+            losses = sum_of(q * log_p, 1).neg_()
+        else:
+            a, index = self._of_label(block), block.targets.unsqueeze(1)
+            q = self._spread(block)
+            losses = (log_p.gather(1, index) * a).neg_().squeeze(1)
+            mass = a + _mass(q, log_p)
+            losses -= sum_of(q * log_p, 1) if isinstance(q, Tensor) else q * log_p.sum(1)
+        if block.mask is not None:  # what nansum hides: a row of NaN, targets that are not finite
+            first = log_p.select(1, 0)
+            losses += torch.where(first.isnan(), first, 0.0)
+            losses += (mass - mass).squeeze(1)
+        if not _ordinary(-losses, -torch.inf, block):
+            return None
+        if block.scale is not None:
+            scale = _by_class(block.scale)
+            p = log_p.exp_().mul_(mass * scale)
+            _subtract(p, scale, q)
+            if not self.soft:
+                _add_at(p, index, scale * -a)
+        return losses
+
+    def _exactly(self, block: Block) -> Tensor:
+        """The same by the letter, for every value that there is."""
+        log_p, mask = _log_softmax(block), block.mask
+        if mask is not None:
+            log_p.masked_fill_(~mask.any(1, keepdim=True), -torch.inf)
+        if self.soft:
+            q: Any = self._probabilities(block)
+            a: Any = 0.0
+            losses = -_times_log(q, log_p, mask).sum(1)
+        else:
+            a, index = self._of_label(block), block.targets.unsqueeze(1)
+            q = self._spread(block) if self.smoothing else 0.0
+            losses = -_times_log(a, log_p.gather(1, index), mask).squeeze(1)
+            if self.smoothing:
+                losses = losses - _times_log(q, log_p, mask).sum(1)
+        if block.scale is None:
+            return losses
+        mass = _mass(q, log_p)
+        scale = _by_class(block.scale)
+        gradient = log_p.exp_().mul_((a + mass) * scale)
+        if self.soft or self.smoothing:
+            _subtract(gradient, scale, q)
+        if not self.soft:
+            _add_at(gradient, index, scale * -a)
+        _clear(gradient, block)
+        return losses
+
+    def _probabilities(self, block: Block) -> Tensor:
+        """q' of probability targets, (n, C, d1, ...)."""
+        q = block.targets.to(block.out.dtype)
+        if self.smoothing:
+            q = q * (1 - self.smoothing) + self._even(block)
+        return q if self.class_weight is None else q * self.class_weight
+
+    def _of_label(self, block: Block) -> Any:
+        """Of a class index t, what q' has at t alone, (1-ε)·class_weight[t]: as (n, 1, d1, ...)."""
+        if block.weight is None:
+            return 1 - self.smoothing
+        return (1 - self.smoothing) * block.weight.unsqueeze(1)
+
+    def _spread(self, block: Block) -> Any:
+        """Of a class index, what q' has at every class, class_weight·ε/K."""
+        even = self._even(block)
+        return even if self.class_weight is None else even * self.class_weight
+
+    def _even(self, block: Block) -> Any:
+        """ε/K: a number or, with a mask, (n, C, d1, ...) with 0 for an impossible class."""
+        mask, dtype = block.mask, block.out.dtype
+        if mask is None:
+            return self.smoothing / block.logits.shape[1]
+        return mask * (self.smoothing / mask.sum(1, keepdim=True).clamp(min=1).to(dtype))
+
+
+def _by_probability(block: Block) -> Tensor:
+    """The losses of class indices without smoothing, from p."""
+    index = block.targets.unsqueeze(1)
+    p = torch.softmax(_logits(block), 1, out=block.out)
+    log_p_t = p.gather(1, index).log_().squeeze(1)
+    ordinary = _ordinary(log_p_t, SMALLEST, block)
+    if not ordinary:
+        log_p_t = torch.where(log_p_t > SMALLEST, log_p_t, _log_of_underflown(p, index, block))
+    if block.scale is not None:
+        factor = _by_class(block.scale)
+        if block.weight is not None:
+            factor = factor * block.weight.unsqueeze(1)
+        _add_at(p.mul_(factor), index, -factor)
+        if not ordinary:
+            _clear(p, block)
+    if block.weight is not None:
+        log_p_t = _times_log(block.weight, log_p_t, block.mask)
+    return log_p_t.neg_()
+
+
+def _log_of_underflown(p: Tensor, index: Tensor, block: Block) -> Tensor:
+    """log p_t = (z_t - m) + log p_m with the largest logit z_m = m, where p_t has underflowed."""
+    z = _logits(block._replace(out=torch.empty_like(p)))
+    log_p = z.gather(1, index) - z.amax(1, keepdim=True) + p.amax(1, keepdim=True).log_()
+    if block.mask is not None:
+        log_p.masked_fill_(~block.mask.any(1, keepdim=True), -torch.inf)
+    return log_p.squeeze(1)
+
+
+def _logits(block: Block) -> Tensor:
+    """The logits in the dtype of `out`, as they are or in `out`; -inf for an impossible class."""
+    logits, out = block.logits, block.out
+    if logits.dtype != out.dtype:
+        logits = out.copy_(logits)
+    if block.mask is None:
+        return logits
+    return torch.where(block.mask, logits, out.new_full((), -torch.inf), out=out)
+
+
+def _log_softmax(block: Block) -> Tensor:
+    """log p in `out`; NaN where no class is possible."""
+    return torch.log_softmax(_logits(block), 1, out=block.out)
+
+
+def _ordinary(log_p: Tensor, bound: float, block: Block) -> bool:
+    """Whether every log p, (n, d1, ...), is above the bound, and so no gradient needs `_clear`.
+
+    A position without a label may have any but NaN: its p are finite, and their scale is 0.
+    """
+    above = log_p > bound
+    if not above.all():
+        if block.ignored is None or not (above | (block.ignored & (log_p <= bound))).all():
+            return False
+    return block.mask is None or _finite(block.scale)
+
+
+def _clear(gradient: Tensor, block: Block) -> None:
+    """0 where no label is, and at an impossible class: NaN · 0 is not 0."""
+    if block.ignored is not None:
+        gradient.masked_fill_(block.ignored.unsqueeze(1), 0.0)
+    if block.mask is not None:
+        gradient.masked_fill_(~block.mask, 0.0)
+
+
+def _finite(scale: Any) -> bool:
+    """Whether p = 0 at an impossible class leaves a gradient of 0."""
+    if isinstance(scale, Tensor):
+        return bool(scale.isfinite().all())
+    return scale is None or math.isfinite(scale)
+
+
+def _by_class(values: Any) -> Any:
+    """(n, d1, ...) as (n, 1, d1, ...); a number or 0-d as it is."""
+    return values.unsqueeze(1) if isinstance(values, Tensor) and values.dim() else values
+
+
+def _mass(q: Any, log_p: Tensor) -> Any:
+    """Σ_c q_c: (n or 1, 1, d1 or 1, ...), or a number of a number."""
+    return q.sum(1, keepdim=True) if isinstance(q, Tensor) else q * log_p.shape[1]
+
+
+def _subtract(p: Tensor, scale: Any, q: Any) -> None:
+    """p -= scale · q, without a temporary of its size."""
+    if not isinstance(q, Tensor):
+        p.sub_(scale * q)
+    elif isinstance(scale, Tensor):
+        p.addcmul_(scale, q, value=-1)
+    else:
+        p.sub_(q, alpha=scale)
+
+
+def _add_at(p: Tensor, index: Tensor, values: Any) -> None:
+    """p[n, index[n], ...] += values: a number, 0-d or (n, 1, d1, ...)."""
+    values = values if isinstance(values, Tensor) else p.new_full((), values)
+    p.scatter_add_(1, index, values.expand(index.shape))
+
+
+def _times_log(q: Any, log_p: Tensor, mask: Tensor | None) -> Tensor:
+    """q · log p; with a mask, 0 · log 0 = 0."""
+    if mask is not None:
+        log_p = log_p.masked_fill((log_p == -torch.inf) & (q == 0), 0.0)
+    return log_p * q
