@@ -171,7 +171,7 @@ def run(
     backend = kernels.resolve(spec, tensors)
     if backend == "triton" and torch.compiler.is_compiling():
         return kernels.compiled(spec, tensors)
-    if backend != "reference" and torch.is_grad_enabled():
+    if backend not in kernels.DIFFERENTIABLE and torch.is_grad_enabled():
         leaves = tensors[0], tensors[1], tensors.weights
         if any(leaf is not None and leaf.requires_grad for leaf in leaves):
             found = FusedLoss.apply(Call(backend, spec, tensors, components), *leaves)
@@ -241,8 +241,8 @@ def task_losses(
         **options,
     )
     backend = kernels.resolve(spec, tensors)
-    if backend == "reference":
-        losses = kernels.reference_heads(spec, tensors)
+    if backend in kernels.DIFFERENTIABLE:
+        losses = kernels.heads(backend, spec, tensors)
     else:
         losses = head_losses(backend, spec, tensors)
     if not return_components:

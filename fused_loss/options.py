@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict
+import functools
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -56,16 +57,16 @@ def arrange(
     """
     weights, pair = split_weights(alpha, loss_weights)
     numbers, normalizers = split_normalizers(options)
-    spec = LossSpec(
-        reduction=options.get("reduction", "mean"),
-        ignore_index=options.get("ignore_index", -100),
-        label_smoothing=options.get("label_smoothing", 0.0),
-        weights=pair,
-        nan_targets=options.get("nan_targets", "propagate"),
-        empty=options.get("empty", "nan"),
-        regression_normalizer=numbers[0],
-        classification_normalizer=numbers[1],
-        inplace_gradient=options.get("inplace_gradient", False),
+    spec = _spec(
+        options.get("reduction", "mean"),
+        options.get("ignore_index", -100),
+        options.get("label_smoothing", 0.0),
+        pair,
+        options.get("nan_targets", "propagate"),
+        options.get("empty", "nan"),
+        numbers[0],
+        numbers[1],
+        options.get("inplace_gradient", False),
     )
     tensors = LossTensors(
         regression_output,
@@ -83,6 +84,30 @@ def arrange(
     if classification_targets.dtype == torch.uint64:
         tensors = tensors._replace(classification_targets=signed(classification_targets))
     return spec, tensors.spread()
+
+
+@functools.lru_cache(maxsize=256, typed=True)
+def _known_spec(*scalars: Any) -> LossSpec:
+    reduction, ignore_index, label_smoothing, weights, nan_targets, empty, r, z, inplace = scalars
+    return LossSpec(
+        reduction,
+        ignore_index,
+        label_smoothing,
+        weights,
+        nan_targets=nan_targets,
+        empty=empty,
+        regression_normalizer=r,
+        classification_normalizer=z,
+        inplace_gradient=inplace,
+    )
+
+
+def _spec(*scalars: Any) -> LossSpec:
+    """The spec of these scalars, built and checked once for all calls that have them."""
+    try:
+        return _known_spec(*scalars)
+    except TypeError:  # something that cannot be hashed: its own error
+        return _known_spec.__wrapped__(*scalars)
 
 
 def signed(indices: Tensor) -> Tensor:

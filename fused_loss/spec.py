@@ -45,11 +45,10 @@ class LossTensors(NamedTuple):
     classification_normalizer: Tensor | None = None  # ()
 
     @property
-    def plain(self) -> bool:
-        """Whether no tensor changes what an element or a class counts."""
+    def native(self) -> bool:
+        """Whether there is none that PyTorch's own losses do not have."""
         return (
-            self.class_weight is None
-            and self.class_mask is None
+            self.class_mask is None
             and self.regression_weight is None
             and self.classification_weight is None
             and self.regression_normalizer is None
@@ -154,14 +153,12 @@ class LossSpec:
             raise ValueError(f"label_smoothing must lie in [0, 1], got {self.label_smoothing}")
 
     @cached_property
-    def plain(self) -> bool:
-        """Whether the losses are averaged or summed, and no scalar changes them."""
+    def native(self) -> bool:
+        """Whether PyTorch's own losses, averaged or summed, have all that is asked."""
         normalizers = self.regression_normalizer, self.classification_normalizer
         return not (
             self.per_sample
-            or self.label_smoothing
             or self.ignores_nan
-            or self.empty != "nan"
             or self.inplace_gradient
             or any(number is not None for number in normalizers)
         )
@@ -201,13 +198,19 @@ def normalizes_mean(name: str, reduction: str) -> None:
         )
 
 
+def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in this dtype; where it is, without the microseconds of a `to`."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
 def accumulation_dtype(
     regression_output: Tensor | None, classification_output: Tensor | None
 ) -> torch.dtype:
     """`promote(float32, r, z)`: the dtype of the loss and of every sum within it."""
-    outputs = regression_output, classification_output
-    double = any(output is not None and output.dtype == torch.float64 for output in outputs)
-    return torch.float64 if double else torch.float32
+    for output in (regression_output, classification_output):
+        if output is not None and output.dtype == torch.float64:
+            return torch.float64
+    return torch.float32
 
 
 def class_axis(logits: Tensor) -> tuple[int, tuple[int, ...]]:
@@ -232,3 +235,11 @@ def index_error(targets: Tensor, classes: int, ignore_index: int) -> IndexError 
         f"classification_targets holds the class index {int(illegal[0])}, outside [0, {classes}) "
         f"for {classes} classes; a position without a label carries ignore_index ({ignore_index})"
     )
+
+
+def illegal_index(spec: LossSpec, tensors: LossTensors) -> IndexError | None:
+    """What an operator's own error was about, if it was a class index; None off the CPU."""
+    z, t = tensors.classification_output, tensors.classification_targets
+    if z is None or t is None or t.is_floating_point() or z.device.type != "cpu":
+        return None
+    return index_error(t, class_axis(z)[0], spec.ignore_index)

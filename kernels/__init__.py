@@ -2,13 +2,14 @@
 
 from fused_loss.kernels.dispatch import (
     BACKENDS,
+    DIFFERENTIABLE,
     asked,
     backend,
     backward,
     batched,
     forward,
     gradient_waits,
-    reference_heads,
+    heads,
     resolve,
     scale,
     transform,
@@ -17,6 +18,7 @@ from fused_loss.kernels.ops import compiled, weights_gradient
 
 __all__ = [
     "BACKENDS",
+    "DIFFERENTIABLE",
     "asked",
     "backend",
     "backward",
@@ -24,7 +26,7 @@ __all__ = [
     "compiled",
     "forward",
     "gradient_waits",
-    "reference_heads",
+    "heads",
     "resolve",
     "scale",
     "transform",

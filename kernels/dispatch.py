@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from fused_loss.kernels import eager, reference
+from fused_loss.kernels import eager, native, reference
 from fused_loss.spec import LossSpec, LossTensors, Needs, Outcome
 
 BACKENDS = ("auto", "triton", "eager", "reference")
+DIFFERENTIABLE = ("reference", "native")  # operators that autograd knows: no Function around them
 
 # A kernel that has never run on hardware is not what `auto` picks. This becomes True with the first
 # result of the `gpu`-marked tests under bench/results/; until then ask for `backend("triton")`.
@@ -69,7 +70,7 @@ def asked() -> str:
 
 
 def resolve(spec: LossSpec, tensors: LossTensors) -> str:
-    """The backend that takes this call: "triton", "eager" or "reference".
+    """The backend that takes this call: one of `BACKENDS`, or "native", which "auto" alone picks.
 
     Raises:
         NotImplementedError: The backend was asked for by name and does not take this case.
@@ -89,7 +90,9 @@ def resolve(spec: LossSpec, tensors: LossTensors) -> str:
     if to_reference:
         return "reference"
     if name == "auto":
-        return "triton" if _is_default(tensors) else "eager"
+        if _is_default(tensors):
+            return "triton"
+        return "native" if native.takes(spec, tensors) else "eager"
     if name == "triton" and not compiling:
         _demand_triton(_device(tensors))
     return name
@@ -104,11 +107,12 @@ def _refusal(tensors: LossTensors, name: str, compiling: bool) -> str | None:
         around = transform()
         if around is not None:
             return around
-        if any(t is not None and type(t) not in (Tensor, Parameter) for t in tensors):
-            return "tensor subclasses"
-    targets = tensors.regression_targets, tensors.classification_targets
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in targets):
-        return "targets that require grad"
+        for tensor in tensors:
+            if tensor is not None and type(tensor) not in (Tensor, Parameter):
+                return "tensor subclasses"
+    for targets in (tensors.regression_targets, tensors.classification_targets):
+        if targets is not None and targets.requires_grad and torch.is_grad_enabled():
+            return "targets that require grad"
     return None
 
 
@@ -205,12 +209,14 @@ def forward(backend: str, spec: LossSpec, tensors: LossTensors, needs: Needs) ->
     """
     if backend == "reference":
         return Outcome(*reference.forward(spec, tensors), None, None)
+    if backend == "native":
+        return native.forward(spec, tensors, needs)
     return _module(backend).forward(spec, tensors, needs)
 
 
-def reference_heads(spec: LossSpec, tensors: LossTensors) -> tuple[Tensor, Tensor]:
-    """Both losses on the reference backend, each with a graph of its own."""
-    regression, classification = reference.heads(spec, tensors)
+def heads(backend: str, spec: LossSpec, tensors: LossTensors) -> tuple[Tensor, Tensor]:
+    """The two losses of a `differentiable` backend, each with a graph of its own."""
+    regression, classification = (native if backend == "native" else reference).heads(spec, tensors)
     return regression, classification
 
 

@@ -8,10 +8,8 @@ For a position with logits z, `p = softmax(z)` and smoothed, class-weighted targ
 
 and for the regression head `d w·(r-y)²/dr = 2·w·(r-y)`. Both gradients are finished here, for a
 `grad_output` of 1, in the same pass that computes the loss. The logits are taken in blocks of
-samples that fit the cache, so the only buffer of the logits' size is the gradient itself: log p is
+samples that fit the cache, so the only buffer of the logits' size is the gradient itself: p is
 written into it (or, for half types, into a float32 block) and turned into the gradient in place.
-
-Small inputs without options take another way: see `eager_few`.
 """
 
 from __future__ import annotations
@@ -22,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_loss.kernels import eager_few
 from fused_loss.kernels.eager_classification import Classification
 from fused_loss.kernels.eager_regression import Regression
 from fused_loss.spec import (
@@ -31,8 +28,7 @@ from fused_loss.spec import (
     Needs,
     Outcome,
     accumulation_dtype,
-    class_axis,
-    index_error,
+    illegal_index,
 )
 
 
@@ -69,7 +65,7 @@ def _run(spec: LossSpec, tensors: LossTensors, needs: Needs, upstream: Tensor | 
         w_reg, w_cls = w_reg * upstream, w_cls * upstream
     mse = ce = grad_r = grad_z = None
     if r is not None and (upstream is None or needs.regression):
-        mse, grad_r = _regression(spec, tensors, needs.regression, dtype, w_reg)
+        mse, grad_r = Regression(spec, tensors, needs.regression, dtype).run(w_reg)
     if z is not None and (upstream is None or needs.classification):
         ce, grad_z = _classification(spec, tensors, needs.classification, dtype, w_cls)
     if mse is None or ce is None:  # cross_entropy or mse_loss alone: weight 1
@@ -80,36 +76,16 @@ def _run(spec: LossSpec, tensors: LossTensors, needs: Needs, upstream: Tensor | 
     return Outcome(loss, torch.stack((mse, ce)) if needs.components else None, grad_r, grad_z)
 
 
-def _regression(
-    spec: LossSpec, tensors: LossTensors, need: bool, dtype: torch.dtype, weight: Any
-) -> tuple[Tensor, Tensor | None]:
-    if eager_few.few_elements(spec, tensors):
-        return eager_few.squared_errors(spec, tensors, need, dtype, weight)
-    return Regression(spec, tensors, need, dtype).run(weight)
-
-
 def _classification(
     spec: LossSpec, tensors: LossTensors, need: bool, dtype: torch.dtype, weight: Any
 ) -> tuple[Tensor, Tensor | None]:
     try:
-        if eager_few.few_logits(spec, tensors):
-            return eager_few.cross_entropy(spec, tensors, need, dtype, weight)
         return Classification(spec, tensors, need, dtype).run(weight)
     except (IndexError, RuntimeError) as error:
-        named = _index_error(spec, tensors)
+        named = illegal_index(spec, tensors)
         if named is None:
             raise
         raise named from error
-
-
-def _index_error(spec: LossSpec, tensors: LossTensors) -> IndexError | None:
-    """What an operator's own error was about, if it was a class index; only on a CPU."""
-    z, t = tensors.classification_output, tensors.classification_targets
-    assert z is not None
-    assert t is not None
-    if tensors.probabilities or z.device.type != "cpu":
-        return None
-    return index_error(t, class_axis(z)[0], spec.ignore_index)
 
 
 def _weighted_sum(w_reg: Any, mse: Tensor, w_cls: Any, ce: Tensor) -> Tensor:

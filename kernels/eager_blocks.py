@@ -12,22 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fused_loss.spec import in_dtype
+
 BLOCK_ELEMENTS = 1 << 20  # 4 MiB of float32: fewer blocks are fewer operators, and L3 is near
 SCRATCH_SHARE = 32  # of the elements of a tensor, a block that needs a buffer of its own takes one
 SCRATCH_LEAST = 1 << 16  # but no fewer than these
 LONG_SUM = 1 << 15  # elements; PyTorch splits longer sums among its threads
 SUM_ROW = 1 << 9
-REDUCTIONS = {"mean": 1, "sum": 2}  # as PyTorch's operators number them
-
-
-def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in this dtype; where it is, without the microseconds of a `to`."""
-    return tensor if tensor.dtype == dtype else tensor.to(dtype)
-
-
-def fits(tensor: Tensor) -> bool:
-    """Whether the elements of a tensor fit one block."""
-    return tensor.numel() <= BLOCK_ELEMENTS
 
 
 def rows_a_block(tensor: Tensor, small: bool = False) -> int:

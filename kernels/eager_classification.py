@@ -16,7 +16,6 @@ from torch import Tensor
 from fused_loss.kernels.eager_blocks import (
     blocks,
     by_row,
-    in_dtype,
     mean_of,
     number,
     per_labelled,
@@ -25,7 +24,7 @@ from fused_loss.kernels.eager_blocks import (
     weight_over,
 )
 from fused_loss.kernels.eager_softmax import Block, Softmax
-from fused_loss.spec import LossSpec, LossTensors, class_axis
+from fused_loss.spec import LossSpec, LossTensors, class_axis, in_dtype, index_error
 
 
 class Classification:
@@ -130,6 +129,8 @@ class Classification:
         return in_dtype(sum_of_all, self.dtype)
 
     def _read_indices(self) -> None:
+        if self.need and self.spec.inplace_gradient:
+            self._refuse_illegal()
         ignored = self.targets == self.spec.ignore_index
         on_cpu = self.logits.device.type == "cpu"
         if not on_cpu or ignored.any():  # on an accelerator nothing is read back
@@ -140,6 +141,13 @@ class Classification:
             self.targets = self.targets.masked_fill(self.illegal, 0)
         if self.class_weight is not None:
             self.target_weight = self.class_weight[self.targets]
+
+    def _refuse_illegal(self) -> None:
+        """On a CPU, before a logit is written over for nothing."""
+        if self.logits.device.type == "cpu":
+            error = index_error(self.targets, self.classes, self.spec.ignore_index)
+            if error is not None:
+                raise error
 
     def _denominator(self) -> Any:
         """What a sum of losses is divided by: a number or 0-d for "mean", or (N,) for "none"."""

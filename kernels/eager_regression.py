@@ -14,14 +14,13 @@ from torch import Tensor
 from fused_loss.kernels.eager_blocks import (
     blocks,
     by_row,
-    in_dtype,
     mean_of,
     number,
     per_labelled,
     total,
     weight_over,
 )
-from fused_loss.spec import LossSpec, LossTensors
+from fused_loss.spec import LossSpec, LossTensors, in_dtype
 
 
 class Regression:

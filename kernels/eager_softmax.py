@@ -138,7 +138,8 @@ def _by_probability(block: Block) -> Tensor:
     """The losses of class indices without smoothing, from p."""
     index = block.targets.unsqueeze(1)
     p = torch.softmax(_logits(block), 1, out=block.out)
-    log_p_t = p.gather(1, index).log_().squeeze(1)
+    p_t = p.gather(1, index)
+    log_p_t = p_t.log().squeeze(1)
     ordinary = _ordinary(log_p_t, SMALLEST, block)
     if not ordinary:
         log_p_t = torch.where(log_p_t > SMALLEST, log_p_t, _log_of_underflown(p, index, block))
@@ -146,7 +147,8 @@ def _by_probability(block: Block) -> Tensor:
         factor = _by_class(block.scale)
         if block.weight is not None:
             factor = factor * block.weight.unsqueeze(1)
-        _add_at(p.mul_(factor), index, -factor)
+        at_t = (p_t.double() - 1).mul_(factor)  # rounded once: p·f - f would be twice
+        p.mul_(factor).scatter_(1, index, at_t.to(p.dtype))
         if not ordinary:
             _clear(p, block)
     if block.weight is not None:
@@ -183,9 +185,12 @@ def _ordinary(log_p: Tensor, bound: float, block: Block) -> bool:
 
     A position without a label may have any but NaN: its p are finite, and their scale is 0.
     """
-    above = log_p > bound
-    if not above.all():
-        if block.ignored is None or not (above | (block.ignored & (log_p <= bound))).all():
+    fine = log_p > bound
+    if not fine.all():
+        if block.ignored is None:
+            return False
+        fine |= block.ignored & (log_p <= bound)
+        if not fine.all():
             return False
     return block.mask is None or _finite(block.scale)
 

@@ -131,6 +131,8 @@ def _backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, 
 
 def weights_gradient(components: Tensor, weights: Tensor, grad_output: Tensor) -> Tensor:
     """d loss/d(w_reg, w_cls) = (mse, ce), and d loss/d alpha = mse - ce, summed over samples."""
+    if components.device.type == "cpu":  # where float64 is at hand, and costs nothing
+        components = components.double()
     pair = components * grad_output
     if pair.dim() > 1:
         pair = pair.flatten(1).sum(1)

@@ -141,8 +141,12 @@ SYNCS += ("masked_select", "synchronize", "is_nonzero", "argwhere", "int", "floa
 ALLOWED = {
     # Only of a tensor that is on the CPU already.
     ("kernels/eager.py", "item"): 1,
-    ("kernels/eager_few.py", "item"): 1,
     ("kernels/eager_classification.py", "any"): 1,
+    ("kernels/eager_softmax.py", "all"): 3,
+    ("kernels/eager_softmax.py", "bool"): 1,
+    ("kernels/native.py", "item"): 1,
+    ("kernels/native.py", "all"): 2,
+    ("kernels/native.py", "bool"): 1,
     # `index_error`: called for CPU tensors, and under FUSED_LOSS_DEBUG=1.
     ("fused_loss/spec.py", "int"): 1,
     ("fused_loss/spec.py", "a boolean index"): 1,
@@ -212,7 +216,7 @@ def test_the_commands_of_the_command_line_exist():
 # A source file is tested in test_<folder>_<file>.py; these are tested where it says.
 ELSEWHERE = {
     "fused_loss/drop_in.py": "test_fused_loss_functional_torch.py",
-    "kernels/eager_few.py": "test_kernels_eager.py",
+    "kernels/eager_softmax.py": "test_kernels_eager.py",
     "kernels/eager_blocks.py": "test_kernels_eager.py",
     "kernels/eager_classification.py": "test_kernels_eager.py",
     "kernels/eager_regression.py": "test_kernels_eager.py",

@@ -82,7 +82,7 @@ def test_the_choice_is_the_thread_s_own():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_backend_asked_for_is_the_one_that_runs(name: str, monkeypatch: pytest.MonkeyPatch):
     ran = []
-    for module in (dispatch.eager, dispatch.reference):
+    for module in (dispatch.eager, dispatch.reference, dispatch.native):
 
         def noted(*args: Any, module: Any = module, forward: Any = module.forward) -> Any:
             ran.append(module.__name__.rpartition(".")[2])
@@ -92,14 +92,15 @@ def test_the_backend_asked_for_is_the_one_that_runs(name: str, monkeypatch: pyte
     with fused_loss.backend(name), launches() as log:
         combined_loss(*batch(device=device_of(name)))
     ran += ["triton"] * bool(log.kernels)
-    assert ran == ["eager" if name == "auto" else name]
+    assert ran == ["native" if name == "auto" else name]
 
 
-def test_auto_takes_eager_on_the_cpu_whatever_is_proven(monkeypatch: pytest.MonkeyPatch):
+def test_auto_on_the_cpu_whatever_is_proven(monkeypatch: pytest.MonkeyPatch):
     tensors = LossTensors(*batch())
     for proven in (False, True):
         monkeypatch.setattr(dispatch, "TRITON_PROVEN_ON_HARDWARE", proven)
-        assert kernels.resolve(LossSpec(), tensors) == "eager"
+        assert kernels.resolve(LossSpec(), tensors) == "native"
+        assert kernels.resolve(LossSpec(reduction="none"), tensors) == "eager"
 
 
 def test_triton_has_no_kernel_for_another_device():

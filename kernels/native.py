@@ -1,0 +1,111 @@
+"""Small inputs on a CPU: PyTorch's own differentiable operators, in the fewest calls.
+
+What a small loss costs is the operators that are dispatched and the Python around them, not bytes.
+An autograd Function of ours, forward and backward, is more of both than the nodes that PyTorch
+makes in C++. `auto` comes here; the closed form of `backend("eager")` is for all that is larger.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fused_loss.spec import (
+    LossSpec,
+    LossTensors,
+    Needs,
+    Outcome,
+    accumulation_dtype,
+    illegal_index,
+    in_dtype,
+)
+
+MOST_ELEMENTS = 1 << 14  # of either output
+REDUCTIONS = {"mean": 1, "sum": 2}  # as PyTorch's operators number them
+
+# Without the wrappers of torch.nn.functional, which cost as much as the operators.
+mse_loss: Any = torch._C._nn.mse_loss
+cross_entropy_loss: Any = torch._C._nn.cross_entropy_loss
+
+
+def takes(spec: LossSpec, tensors: LossTensors) -> bool:
+    """Whether these are few elements on a CPU, with no option that PyTorch lacks."""
+    if not (spec.native and tensors.native):
+        return False
+    r, z, weight = tensors[0], tensors[1], tensors.class_weight
+    if r is not None and not (r.is_cpu and 0 < r.numel() <= MOST_ELEMENTS):
+        return False
+    if z is not None and not (z.is_cpu and z.dim() > 1 and 0 < z.numel() <= MOST_ELEMENTS):
+        return False
+    # Where all labelled positions weigh 0 PyTorch's gradient is NaN, and ours 0.
+    return weight is None or bool((weight > 0).all())
+
+
+def forward(spec: LossSpec, tensors: LossTensors, needs: Needs) -> Outcome:
+    """The loss and its components, all attached to the graph.
+
+    Raises:
+        IndexError: A class index lies outside [0, C).
+    """
+    parts = heads(spec, tensors)
+    if len(parts) == 1:  # cross_entropy or mse_loss alone: weight 1
+        return Outcome(parts[0], None, None, None)
+    mse, ce = parts
+    if tensors.weights is None:
+        assert spec.weights is not None
+        w_reg, w_cls = spec.weights
+        loss = torch.add(ce * _constant(w_cls, ce.dtype), mse, alpha=w_reg)
+    else:
+        weights = tensors.weights.to(mse.dtype)
+        w_reg, w_cls = weights.unbind() if weights.dim() else (weights, 1 - weights)
+        loss = w_reg * mse + w_cls * ce
+    return Outcome(loss, torch.stack(parts) if needs.components else None, None, None)
+
+
+def heads(spec: LossSpec, tensors: LossTensors) -> tuple[Tensor, ...]:
+    """The losses of those heads that are there, regression first, each with a graph of its own."""
+    r, z, y = tensors[:3]
+    dtype = accumulation_dtype(r, z)
+    reduction, parts = REDUCTIONS[spec.reduction], []
+    if r is not None:
+        parts.append(mse_loss(in_dtype(r, dtype), in_dtype(y, dtype), reduction))
+    if z is not None:
+        parts.append(_cross_entropy(spec, tensors, in_dtype(z, dtype), reduction))
+    return tuple(parts)
+
+
+@functools.lru_cache(maxsize=256)
+def _constant(value: float, dtype: torch.dtype) -> Tensor:
+    """A 0-d tensor: a product with one costs half of a product with a Python number."""
+    with torch.inference_mode(False):
+        return torch.tensor(value, dtype=dtype, device="cpu")
+
+
+def _cross_entropy(spec: LossSpec, tensors: LossTensors, logits: Tensor, reduction: int) -> Tensor:
+    targets, ignore_index = tensors.classification_targets, spec.ignore_index
+    assert targets is not None
+    if tensors.probabilities:
+        targets = in_dtype(targets, logits.dtype)
+    else:
+        targets = in_dtype(targets, torch.int64)
+        if ignore_index >= 0 or targets.min().item() < 0:  # some may have no label
+            ignored = targets == ignore_index
+            # Their gradient is 0 whatever the logits are; NaN · 0 is not 0.
+            logits = logits.masked_fill(ignored.unsqueeze(1), 0.0)
+            if ignored.all():
+                return logits.sum() + (spec.of_nothing if spec.reduction == "mean" else 0.0)
+    weight = tensors.class_weight
+    if weight is not None:
+        weight = in_dtype(weight, logits.dtype)
+    try:
+        return cross_entropy_loss(
+            logits, targets, weight, reduction, ignore_index, spec.label_smoothing
+        )
+    except (IndexError, RuntimeError) as error:
+        named = illegal_index(spec, tensors)
+        if named is None:
+            raise
+        raise named from error

@@ -1,0 +1,138 @@
+import pytest
+import torch
+from _asserts import assert_matches, fused
+from _cases import COVERING, PRODUCT
+from _public import batch
+
+from fused_loss import Components, combined_loss, kernels, task_losses
+from fused_loss.kernels import native
+from fused_loss.spec import LossSpec, LossTensors, Needs
+
+TAKEN = [case for case in PRODUCT + COVERING if case.reduction != "none"]
+
+
+def backend_of(*inputs, **scalars):
+    return kernels.resolve(LossSpec(**scalars), LossTensors(*inputs))
+
+
+@pytest.mark.parametrize("case", TAKEN, ids=str)
+def test_value_and_gradients(case):
+    problem = case.problem()
+    assert_matches(problem, fused(problem, "auto"), fused(problem, "reference"))
+
+
+def test_what_it_takes():
+    r, z, y, t = batch(n=64, c=256)
+    assert z.numel() == native.MOST_ELEMENTS
+    assert backend_of(r, z, y, t) == "native"
+    assert backend_of(r, z, y, torch.softmax(z, 1)) == "native"
+    assert backend_of(r, z, y, t, label_smoothing=0.1, ignore_index=3, reduction="sum") == "native"
+    assert backend_of(None, z, None, t) == "native"
+    assert backend_of(r, None, y, None) == "native"
+
+
+@pytest.mark.parametrize(
+    "scalars",
+    [
+        {"reduction": "none"},
+        {"nan_targets": "ignore"},
+        {"inplace_gradient": True},
+        {"regression_normalizer": 2.0},
+        {"classification_normalizer": 2.0},
+    ],
+    ids=lambda scalars: next(iter(scalars)),
+)
+def test_what_pytorch_lacks_is_not_for_it(scalars):
+    assert backend_of(*batch(), **scalars) == "eager"
+
+
+def test_more_elements_are_not_for_it():
+    r, z, y, t = batch(n=64, c=257)
+    assert backend_of(r, z, y, t) == "eager"
+    long = torch.randn(native.MOST_ELEMENTS + 1)
+    assert backend_of(long, None, long, None) == "eager"
+    assert backend_of(r[:0], z[:0], y[:0], t[:0]) == "eager"
+    assert backend_of(r[0], z[0], y[0], t[0]) == "eager"
+
+
+@pytest.mark.parametrize("name", ["class_mask", "regression_weight", "classification_weight"])
+def test_a_tensor_that_pytorch_lacks_is_not_for_it(name):
+    tensors = LossTensors(*batch())._replace(**{name: torch.ones(())})
+    assert kernels.resolve(LossSpec(), tensors) == "eager"
+
+
+def test_class_weights_that_may_add_up_to_nothing_are_not_for_it():
+    tensors = LossTensors(*batch(c=3))
+    for last, taken in ((1.0, "native"), (0.0, "eager"), (float("nan"), "eager")):
+        weighted = tensors._replace(class_weight=torch.tensor([1.0, 2.0, last]))
+        assert kernels.resolve(LossSpec(), weighted) == taken
+
+
+def test_no_function_of_ours_is_in_the_graph():
+    r, z, y, t = batch()
+    loss = combined_loss(r.requires_grad_(), z.requires_grad_(), y, t)
+    assert type(loss.grad_fn).__name__ == "AddBackward0"
+
+
+def test_it_may_be_differentiated_twice():
+    r, z, y, t = batch()
+    z = z.double().requires_grad_()
+
+    def gradient(z):
+        loss = combined_loss(r, z, y, t)
+        return torch.autograd.grad(loss, z, create_graph=True)[0]
+
+    assert torch.autograd.gradcheck(gradient, [z])
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("ignore_index", [-100, 1])
+def test_a_position_without_a_label_does_not_count(ignore_index, poison):
+    r, z, y, t = batch(n=6)
+    t = t.masked_fill(t == 1, 0)
+    t[2] = ignore_index
+    z[2] = poison
+    kept = torch.arange(6) != 2
+    z.requires_grad_()
+    _, ce = task_losses(r, z, y, t, ignore_index=ignore_index)
+    _, right = task_losses(r[kept], z[kept], y[kept], t[kept])
+    assert backend_of(r, z, y, t, ignore_index=ignore_index) == "native"
+    torch.testing.assert_close(ce, right, rtol=torch.finfo(ce.dtype).eps * 4, atol=0)
+    (gradient,) = torch.autograd.grad(ce, z)
+    assert not gradient[2].any()
+    assert gradient[kept].isfinite().all()
+
+
+@pytest.mark.parametrize(("empty", "loss"), [("nan", float("nan")), ("zero", 0.0)])
+def test_nothing_labelled(empty, loss):
+    r, z, y, t = batch()
+    z.fill_(float("nan")).requires_grad_()
+    _, ce = task_losses(r, z, y, torch.full_like(t, -100), empty=empty)
+    assert ce.item() == pytest.approx(loss, nan_ok=True)
+    assert not torch.autograd.grad(ce, z)[0].any()
+
+
+def test_an_index_outside_the_classes_is_named():
+    r, z, y, t = batch(c=3)
+    for index in (3, -1):
+        t[0] = index
+        with pytest.raises(IndexError, match=rf"classification_targets .* {index}, .* 3 classes"):
+            combined_loss(r, z, y, t)
+
+
+def test_what_inference_mode_made_can_be_trained_with():
+    """The constant that a weight becomes is kept from call to call."""
+    r, z, y, t = batch()
+    with torch.inference_mode():
+        inside = combined_loss(r, z, y, t, alpha=0.140625)
+    outside = combined_loss(r.requires_grad_(), z.requires_grad_(), y, t, alpha=0.140625)
+    outside.backward()
+    assert torch.equal(inside, outside)
+
+
+def test_components():
+    spec, tensors = LossSpec(weights=(0.25, 2.0)), LossTensors(*batch())
+    outcome = native.forward(spec, tensors, Needs(False, False, True))
+    mse, ce = Components(*outcome.components)
+    assert torch.equal(outcome.loss, torch.add(ce * 2.0, mse, alpha=0.25))
+    assert native.forward(spec, tensors, Needs(False, False, False)).components is None
