@@ -68,9 +68,7 @@ def assert_agrees(
     actual = results(function, inputs, leaves)
     truth = results(oracle, _double(inputs), leaves)
     bounds = errors(oracle, inputs, leaves)
-    if (
-        actual[0].dtype == torch.float64
-    ):  # the truth errs as much: twice float32's
+    if actual[0].dtype == torch.float64:  # the truth errs as much: twice float32's
         ratio = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
         bounds = [2 * bound * ratio for bound in bounds]
     for one, other, bound in zip(actual, truth, bounds, strict=True):
