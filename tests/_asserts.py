@@ -212,6 +212,7 @@ class Launches(TorchDispatchMode):
         super().__init__()
         self.kernels: list[str] = []
         self.arguments: list[dict[str, Any]] = []  # one a launch
+        self.programs: list[int] = []  # one a launch
         self.operators: list[str] = []
         self.inside = False  # the interpreter computes with operators of its own
 
@@ -234,12 +235,13 @@ def launches() -> Iterator[Launches]:
     original = triton_launch.launch
     log = Launches()
 
-    def recorded(kernel: Any, *args: Any, **kwargs: Any) -> None:
+    def recorded(kernel: Any, programs: int, *args: Any, **kwargs: Any) -> None:
         log.kernels.append(kernel.fn.__name__)
+        log.programs.append(programs)
         log.arguments.append(kwargs)
         log.inside = True
         try:
-            original(kernel, *args, **kwargs)
+            original(kernel, programs, *args, **kwargs)
         finally:
             log.inside = False
 
