@@ -24,7 +24,13 @@ from triton.language import constexpr
 
 import fused_loss
 from fused_loss import combined_loss, cross_entropy
-from fused_loss.kernels import triton_counts, triton_launch, triton_plan, triton_reduce, triton_table
+from fused_loss.kernels import (
+    triton_counts,
+    triton_launch,
+    triton_plan,
+    triton_reduce,
+    triton_table,
+)
 
 pytestmark = pytest.mark.parametrize(("backend", "device"), TRITON_PLACES)
 
