@@ -24,7 +24,11 @@ from fused_loss.spec import LossSpec, LossTensors, Needs
 SHAPES = {"tutorial": ((100, 1), (100, 2)), "tabular": ((4096, 1), (4096, 10))}
 
 
-def _nothing(*_: object, **__: object) -> None:
+def _nothing(device: object) -> None:
+    pass
+
+
+def _no_launch(call: object, arguments: object) -> None:
     pass
 
 
@@ -34,7 +38,7 @@ def no_launches() -> Iterator[None]:
     from fused_loss.kernels import triton_launch
 
     with (
-        mock.patch.object(triton_launch, "launch", new=_nothing),
+        mock.patch.object(triton_launch, "launch", new=_no_launch),
         mock.patch.object(dispatch, "_demand_triton", new=_nothing),
         kernels.backend("triton"),
     ):
@@ -45,7 +49,8 @@ def parts(r_shape: Sequence[int], z_shape: Sequence[int]) -> dict[str, Callable[
     """What is timed, by name: a training step of `combined_loss`, and pieces of it."""
     r, z = torch.zeros(r_shape, requires_grad=True), torch.zeros(z_shape, requires_grad=True)
     y, t = torch.zeros(r_shape), torch.zeros(z_shape[0], dtype=torch.int64)
-    spec, tensors = LossSpec(), LossTensors(r.detach(), z.detach(), y, t)
+    plain_r, plain_z = r.detach(), z.detach()
+    spec, tensors = LossSpec(), LossTensors(plain_r, plain_z, y, t)
     one = torch.ones(())
 
     def step() -> None:
@@ -58,7 +63,7 @@ def parts(r_shape: Sequence[int], z_shape: Sequence[int]) -> dict[str, Callable[
     stored: list[Tensor | None] = [torch.zeros(r_shape), torch.zeros(z_shape)]
     return {
         "step": step,
-        "loss without gradient": lambda: combined_loss(tensors[0], tensors[1], y, t),
+        "loss without gradient": lambda: combined_loss(plain_r, plain_z, y, t),
         "backend, forward": forward(Needs(True, True, False)),
         "backend, backward": lambda: dispatch.scale("triton", stored, one, True),
     }

@@ -18,38 +18,34 @@ import torch
 import triton
 from triton.compiler import CompiledKernel
 
+from fused_loss.kernels.triton_plan import Launch
+
 ALIGNMENT = 16  # bytes
 
-Code = dict[int, Any]  # CompiledKernel, by the pointers that are aligned, a bit each
+CUDA = torch.version.hip is None
 
 
-def start(
-    kernel: Any, programs: int, warps: int, arguments: dict[str, Any], code: Code | None
-) -> None:
-    """Launch a kernel, as fast as `code`, what is known of its machine code, allows."""
-    if code is None or not _remembers(kernel):
-        _asked(kernel, programs, warps, arguments)
+def start(call: Launch, arguments: dict[str, Any]) -> None:
+    """Launch a kernel, as fast as what is known of its machine code allows."""
+    kernel = call.kernel
+    if not (CUDA and isinstance(kernel, triton.JITFunction)) or kernel.pre_run_hooks:
+        ask(call, arguments)
         return
     key = aligned(arguments)
-    compiled = code.get(key)
+    compiled = call.code.get(key)
     if compiled is not None:
-        compiled[programs, 1, 1](*arguments.values())
+        compiled[call.programs, 1, 1](*arguments.values())
         return
-    compiled = _asked(kernel, programs, warps, arguments)
+    compiled = ask(call, arguments)
     if isinstance(compiled, CompiledKernel):
-        code[key] = compiled
+        call.code[key] = compiled
 
 
-def _asked(kernel: Any, programs: int, warps: int, arguments: dict[str, Any]) -> Any:
+def ask(call: Launch, arguments: dict[str, Any]) -> Any:
+    """Launch a kernel through Triton; the machine code that it found, if it is to be had."""
     # Fused multiply-add, as Triton has always compiled; said aloud, 3.9 warns where it is not.
-    return kernel[(programs,)](**arguments, num_warps=warps, enable_fp_fusion=True)
-
-
-def _remembers(kernel: Any) -> bool:
-    return isinstance(kernel, triton.JITFunction) and not kernel.pre_run_hooks and CUDA
-
-
-CUDA = torch.version.hip is None
+    options = {"num_warps": call.warps, "enable_fp_fusion": True}
+    return call.kernel[(call.programs,)](**arguments, **options)
 
 
 def aligned(arguments: dict[str, Any]) -> int:

@@ -92,9 +92,9 @@ def _reduces(call: Plan, spec: LossSpec, scratch: Scratch, pointers: Pointers) -
     """What "mean" and "sum" need beside: scratch and the denominators, counted if they must be."""
     pointers["ticket_ptr"], pointers["partials_ptr"] = scratch.ticket, scratch.partials
     if spec.regression_normalizer is not None:
-        pointers["r_denominator"] = float(spec.regression_normalizer)
+        pointers["r_denominator"] = spec.regression_normalizer
     if spec.classification_normalizer is not None:
-        pointers["z_denominator"] = float(spec.classification_normalizer)
+        pointers["z_denominator"] = spec.classification_normalizer
     if call.count is not None:
         pointers["denominators_ptr"] = scratch.counts
         taken = call.count.arguments
@@ -134,27 +134,17 @@ def scale(
 
 
 def _launch(call: Launch, pointers: Pointers) -> None:
-    arguments = {**call.arguments, **pointers}
-    launch(call.kernel, call.programs, call.device, call.warps, code=call.code, **arguments)
+    launch(call, {**call.arguments, **pointers})
 
 
-def launch(
-    kernel: Any,
-    programs: int,
-    device: torch.device,
-    warps: int,
-    code: triton_direct.Code | None = None,
-    **arguments: Any,
-) -> None:
-    """Start `programs` programs of a kernel on the tensors' device.
-
-    With `code` the arguments are all of the kernel's, in its order: see `triton_direct`.
-    """
+def launch(call: Launch, arguments: dict[str, Any]) -> None:
+    """Start a launch on the tensors' device; `arguments` are all, in the kernel's order."""
+    device = call.device
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
-            triton_direct.start(kernel, programs, warps, arguments, code)
+            triton_direct.start(call, arguments)
     else:
-        triton_direct.start(kernel, programs, warps, arguments, code)
+        triton_direct.start(call, arguments)
 
 
 class Scratch(NamedTuple):

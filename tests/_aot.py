@@ -123,10 +123,9 @@ def _compile(driver: _Driver, call: Call, target: tuple[str, Any, int]) -> list[
     driver.choose(GPUTarget(*target))
     codes = []
 
-    def launch(
-        kernel: Any, programs: int, device: Any, warps: int, code: Any, **arguments: Any
-    ) -> None:
-        options = {"grid": (programs,), "warmup": True, "num_warps": warps}
+    def launch(made: Any, arguments: dict[str, Any]) -> None:
+        kernel, warps = made.kernel, made.warps
+        options = {"grid": (made.programs,), "warmup": True, "num_warps": warps}
         options |= {"enable_fp_fusion": True, **arguments}
         compiled = kernel.run(**options)
         name, constexprs = variant(kernel, warps, arguments)

@@ -235,13 +235,13 @@ def launches() -> Iterator[Launches]:
     original = triton_launch.launch
     log = Launches()
 
-    def recorded(kernel: Any, programs: int, *args: Any, **kwargs: Any) -> None:
-        log.kernels.append(kernel.fn.__name__)
-        log.programs.append(programs)
-        log.arguments.append(kwargs)
+    def recorded(call: Any, arguments: dict[str, Any]) -> None:
+        log.kernels.append(call.kernel.fn.__name__)
+        log.programs.append(call.programs)
+        log.arguments.append(arguments)
         log.inside = True
         try:
-            original(kernel, programs, *args, **kwargs)
+            original(call, arguments)
         finally:
             log.inside = False
 

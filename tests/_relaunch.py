@@ -75,24 +75,25 @@ class Watch:
     def __init__(self) -> None:
         self.launches = self.asked = 0
         self.wrong: list[str] = []
-        self._start, self._ask = triton_direct.start, triton_direct._asked
+        self._start, self._ask = triton_direct.start, triton_direct.ask
 
-    def ask(self, *arguments: Any) -> Any:
+    def ask(self, call: Any, arguments: Any) -> Any:
         self.asked += 1
-        return self._ask(*arguments)
+        return self._ask(call, arguments)
 
-    def start(self, kernel: Any, programs: int, warps: int, arguments: Any, code: Any) -> None:
+    def start(self, call: Any, arguments: Any) -> None:
         self.launches += 1
-        self._start(kernel, programs, warps, arguments, code)
+        self._start(call, arguments)
         given = Launcher.given
-        self._ask(kernel, programs, warps, arguments)
-        pairs = list(zip(given, Launcher.given, strict=True))
-        self.wrong += [f"{kernel.fn.__name__}: {a} for {b}" for a, b in pairs if not same(a, b)]
+        self._ask(call, arguments)
+        name = call.kernel.fn.__name__
+        pairs = zip(given, Launcher.given, strict=True)
+        self.wrong += [f"{name}: {one} for {other}" for one, other in pairs if not same(one, other)]
 
     def run(self, call: Callable[[], None]) -> dict[str, Any]:
         """What one call did."""
         self.launches, self.asked, self.wrong = 0, 0, []
-        patched = {"start": self.start, "_asked": self.ask}
+        patched = {"start": self.start, "ask": self.ask}
         with (
             mock.patch.multiple(triton_direct, **patched),
             mock.patch.object(dispatch, "_demand_triton"),

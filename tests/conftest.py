@@ -31,11 +31,11 @@ def _known_variants(request: pytest.FixtureRequest) -> Iterator[None]:
 
     original = launcher.launch
 
-    def guarded(kernel: Any, programs: int, device: Any, warps: int, **arguments: Any) -> None:
-        key = variant(kernel, warps, arguments)
+    def guarded(call: Any, arguments: dict[str, Any]) -> None:
+        key = variant(call.kernel, call.warps, arguments)
         if not known(key):
             pytest.fail(f"a kernel variant that no test compiles for a GPU: {key}")
-        original(kernel, programs, device, warps, **arguments)
+        original(call, arguments)
 
     launcher.launch = guarded
     yield

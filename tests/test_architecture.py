@@ -151,7 +151,7 @@ ALLOWED = {
     ("kernels/reference.py", "int"): 5,
     ("fused_loss/modules.py", "float"): 1,
     ("kernels/triton_heads.py", "float"): 1,
-    ("kernels/triton_launch.py", "float"): 1,
+    ("kernels/triton_plan.py", "float"): 1,
     ("kernels/ops.py", "float"): 1,
 }
 

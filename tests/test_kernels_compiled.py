@@ -27,6 +27,7 @@ from _calls import (
 from _variants import known, names, option_pairs, variant
 
 from fused_loss.kernels import triton_launch, triton_table
+from fused_loss.kernels.triton_plan import Launch
 from fused_loss.kernels.triton_scale import scale_kernel
 
 SMALL = {
@@ -160,8 +161,8 @@ def test_the_known_variants_are_those_that_calls_bring_about() -> None:
     seen: dict[str, set[frozenset]] = {"reduce_kernel": set(), "per_sample_kernel": set()}
     strangers = []
 
-    def launch(kernel, programs, device, warps, **arguments):
-        key = variant(kernel, warps, arguments)
+    def launch(made, arguments):
+        key = variant(made.kernel, made.warps, arguments)
         if not known(key):
             strangers.append(key)
         if key[0] in seen:
@@ -179,5 +180,6 @@ def test_the_known_variants_are_those_that_calls_bring_about() -> None:
 
 def test_a_launch_of_an_unknown_variant_fails_its_test() -> None:
     arguments = {"IN_PLACE": True, "ACC": tl.float32, "BLOCK": triton_table.SCALE_BLOCK + 1}
+    made = Launch(scale_kernel, 1, torch.device("cpu"), 4, **arguments)
     with pytest.raises(pytest.fail.Exception, match="scale_kernel"):
-        triton_launch.launch(scale_kernel, 1, torch.device("cpu"), warps=4, **arguments)
+        triton_launch.launch(made, made.arguments)

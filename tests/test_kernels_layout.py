@@ -113,6 +113,32 @@ def test_dimensions_without_a_single_stride(reduction, backend, device):
 
 
 @pytest.mark.parametrize(("backend", "device"), PLACES)
+def test_one_sample_of_predictions_that_lie_across(backend, device):
+    """Logits (C,) under "none": all of r is one sample, and no single stride spans it."""
+    problem = Case("none", "C", shapes=((3, 4), (5,))).problem(device)
+    problem = problem._replace(r=problem.r.t().contiguous().t())
+    assert_matches(problem, fused(problem, backend), fused(problem, "reference"))
+
+
+@pytest.mark.parametrize(("backend", "device"), PLACES)
+def test_a_grad_output_without_a_single_stride(backend, device):
+    """One a position, (N, d1, d2), in an order of its own: the same as laid out in a row."""
+    random = torch.Generator().manual_seed(0)
+    z = torch.randn(2, 5, 3, 4, generator=random).to(device).requires_grad_()
+    t = torch.randint(5, (2, 3, 4), generator=random).to(device)
+    upstream = torch.randn(4, 3, 2, generator=random).to(device).permute(2, 1, 0)
+    assert layout.matrix(upstream).tensor is not upstream
+    with fused_loss.backend(backend):
+        loss = fused_loss.cross_entropy(z, t, reduction="none")
+    in_a_row = upstream.contiguous()
+    one, other = (
+        torch.autograd.grad(loss, z, grad_output, retain_graph=True)[0]
+        for grad_output in (upstream, in_a_row)
+    )
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("backend", "device"), PLACES)
 @pytest.mark.parametrize(("dtype", "reduction"), [(BF16, "mean"), (F16, "none")])
 @pytest.mark.parametrize("way", SEEN)
 def test_half_types(reduction, way, dtype, backend, device):

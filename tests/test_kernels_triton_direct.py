@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from fused_loss.kernels import triton_direct, triton_reduce
+from fused_loss.kernels.triton_plan import Launch
 
 # The launches of a step, and for how many of them Triton is asked.
 STEPS = {
@@ -96,6 +97,8 @@ def test_triton_is_asked_where_it_knows_better(setting, monkeypatch) -> None:
 
         pre_run_hooks = (print,) if setting == "hooks" else ()
 
+        arg_names = ()
+
         def __getitem__(self, grid):
             return lambda **arguments: calls.append(grid)
 
@@ -109,7 +112,8 @@ def test_triton_is_asked_where_it_knows_better(setting, monkeypatch) -> None:
         monkeypatch.setattr(triton_direct.triton, "JITFunction", Kernel)
     if setting == "AMD":
         monkeypatch.setattr(triton_direct, "CUDA", False)
-    code = {triton_direct.aligned({}): Compiled()}
+    call = Launch(Kernel(), 3, torch.device("cpu"), 4)
+    call.code[triton_direct.aligned({})] = Compiled()
     for _ in range(2):
-        triton_direct.start(Kernel(), 3, 4, {}, code)
+        triton_direct.start(call, {})
     assert calls == [(3,), (3,)]
