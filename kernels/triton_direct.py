@@ -18,7 +18,7 @@ import torch
 import triton
 from triton.compiler import CompiledKernel
 
-from fused_loss.kernels.triton_plan import Launch
+from fused_loss.kernels.triton_grid import Launch
 
 ALIGNMENT = 16  # bytes
 

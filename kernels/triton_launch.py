@@ -10,6 +10,7 @@ What can be known without looking at an address comes from `triton_plan`, which 
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,9 +19,12 @@ import torch
 import triton
 from torch import Tensor
 
-from fused_loss.kernels import triton_direct
-from fused_loss.kernels.triton_plan import Launch, Plan, plan, scaling
+from fused_loss.kernels import triton_autotune, triton_direct
+from fused_loss.kernels.triton_grid import Launch
+from fused_loss.kernels.triton_plan import Plan, plan
 from fused_loss.kernels.triton_reduce import reduce_kernel
+from fused_loss.kernels.triton_scaling import scaling
+from fused_loss.kernels.triton_table import Tile
 from fused_loss.spec import LossSpec, LossTensors, Needs, Outcome
 
 PARTIALS = 4096  # elements of scratch at least: it is allocated once a thread and stream
@@ -35,6 +39,47 @@ def interpreted() -> bool:
 def forward(spec: LossSpec, tensors: LossTensors, needs: Needs) -> Outcome:
     """The loss, its components, and the gradients that are needed (for a `grad_output` of 1)."""
     call = plan(spec, tensors, needs)
+    if triton_autotune.ENABLED:
+        call = _tuned(call, spec, tensors, needs, None)
+    return _forward(call, spec, tensors, needs)
+
+
+def gradients(
+    spec: LossSpec, tensors: LossTensors, needs: Needs, grad_output: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Both gradients for `grad_output`, () or (N,), computed from the inputs."""
+    call = plan(spec, tensors, needs, grad_output)
+    if triton_autotune.ENABLED:
+        call = _tuned(call, spec, tensors, needs, grad_output)
+    return _gradients(call, spec, tensors, grad_output)
+
+
+def _tuned(
+    call: Plan, spec: LossSpec, tensors: LossTensors, needs: Needs, grad_output: Tensor | None
+) -> Plan:
+    """The plan with the fastest tile. Trials under `inplace_gradient` write over a copy."""
+
+    def again(tile: Tile) -> Plan:
+        return plan(spec, tensors, needs, grad_output, tile)
+
+    def trial(call: Plan) -> object:
+        given = tensors
+        if call.inplace:
+            given = tensors._replace(classification_output=copy())
+        if grad_output is None:
+            return _forward(call, spec, given, needs)
+        return _gradients(call, spec, given, grad_output)
+
+    @functools.cache
+    def copy() -> Tensor:
+        z = tensors.classification_output
+        assert z is not None
+        return torch.empty_strided(z.shape, z.stride(), dtype=z.dtype, device=z.device).copy_(z)
+
+    return triton_autotune.tuned(call, again, trial)
+
+
+def _forward(call: Plan, spec: LossSpec, tensors: LossTensors, needs: Needs) -> Outcome:
     scratch = _scratch(call.device, call.dtype, call.partials)
     loss = torch.empty(call.loss_shape, dtype=call.dtype, device=call.device)
     pointers: Pointers = {"loss_ptr": loss}
@@ -44,15 +89,12 @@ def forward(spec: LossSpec, tensors: LossTensors, needs: Needs) -> Outcome:
             shape = (2, *call.loss_shape)
             components = torch.empty(shape, dtype=call.dtype, device=call.device)
         pointers["components_ptr"] = scratch.components if components is None else components
-    gradients = _run(call, spec, tensors, scratch, pointers)
-    return Outcome(loss, components, *gradients)
+    return Outcome(loss, components, *_run(call, spec, tensors, scratch, pointers))
 
 
-def gradients(
-    spec: LossSpec, tensors: LossTensors, needs: Needs, grad_output: Tensor
+def _gradients(
+    call: Plan, spec: LossSpec, tensors: LossTensors, grad_output: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Both gradients for `grad_output`, () or (N,), computed from the inputs."""
-    call = plan(spec, tensors, needs, grad_output)
     scratch = _scratch(call.device, call.dtype, call.partials)
     upstream = grad_output.contiguous() if call.copies_upstream else grad_output
     return _run(call, spec, tensors, scratch, {"grad_output_ptr": upstream})

@@ -8,58 +8,19 @@ and the options, and on no address: what an address allows is Triton's to decide
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import triton.language as tl
 from torch import Tensor
 
 from fused_loss.kernels import layout
 from fused_loss.kernels.triton_counts import count_kernel
+from fused_loss.kernels.triton_grid import PLANS, Launch, Signature, cdiv, programs, stand_in
 from fused_loss.kernels.triton_heads import PLACES, Heads, Input
 from fused_loss.kernels.triton_per_sample import per_sample_kernel
 from fused_loss.kernels.triton_reduce import reduce_kernel
-from fused_loss.kernels.triton_scale import scale_kernel
-from fused_loss.kernels.triton_table import BLOCK_M, COUNT_BOUND, COUNT_CHUNK, SCALE_BLOCK, Tile
+from fused_loss.kernels.triton_table import BLOCK_M, COUNT_BOUND, COUNT_CHUNK, Tile
 from fused_loss.spec import LossSpec, LossTensors, Needs
-
-INTERPRETER_PROCESSORS = 2
-PLANS = 512  # signatures that are remembered, each with a few kilobytes
-
-Signature = tuple[torch.Size, tuple[int, ...], torch.dtype]
-
-
-@functools.cache
-def _processors(device: torch.device) -> int:
-    if device.type == "cpu":
-        return INTERPRETER_PROCESSORS
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def programs(tiles: int, warps: int, device: torch.device) -> int:
-    """One wave of resident programs at the most: each walks its tiles in a loop."""
-    return max(1, min(tiles, _processors(device) * max(1, 32 // warps)))
-
-
-def cdiv(a: int, b: int) -> int:
-    """a / b, rounded up. (Triton's own takes ten times as long on the host.)"""
-    return -(-a // b)
-
-
-class Launch:
-    """One launch but for its pointers: `arguments` has all, in the order of the kernel's own."""
-
-    __slots__ = ("arguments", "code", "device", "kernel", "programs", "warps")
-
-    def __init__(
-        self, kernel: Any, programs: int, device: torch.device, warps: int, **arguments: Any
-    ) -> None:
-        self.kernel, self.programs, self.device, self.warps = kernel, programs, device, warps
-        self.arguments = {name: arguments.get(name) for name in kernel.arg_names}
-        unknown = arguments.keys() - self.arguments.keys()
-        assert not unknown, f"{kernel.arg_names} has no {unknown}"
-        self.code: dict[int, Any] = {}  # what Triton compiled of it, by the pointers' alignment
 
 
 class Denominator(NamedTuple):
@@ -87,11 +48,13 @@ class Plan:
         r_grad, z_grad: Shape and strides of a gradient to write; None where there is none.
         inplace: Whether the logits' gradient is written over the logits.
         partials: Elements of scratch.
+        types: Of the inputs.
+        tuned: The plan with the fastest tile, where that was asked for: see `triton_autotune`.
     """
 
     __slots__ = (
         "both", "copies_upstream", "count", "device", "dtype", "inplace", "inputs", "loss_shape",
-        "main", "partials", "r_grad", "z_grad",
+        "main", "partials", "r_grad", "tuned", "types", "z_grad",
     )  # fmt: skip
 
     def __init__(
@@ -122,6 +85,8 @@ class Plan:
         else:
             self.main = self._reduce(heads, arguments)
         self.inputs = tuple((pointer, *found) for pointer, found in heads.inputs.items())
+        self.types = tuple(str(tensors[place].dtype) for _, place, _ in self.inputs)  # type: ignore[union-attr]
+        self.tuned: Plan | None = None
 
     def _reduce(self, heads: Heads, arguments: dict[str, Any]) -> Launch:
         n_cls = n_reg = 0
@@ -183,11 +148,23 @@ class Plan:
 
 
 def plan(
-    spec: LossSpec, tensors: LossTensors, needs: Needs, upstream: Tensor | None = None
+    spec: LossSpec,
+    tensors: LossTensors,
+    needs: Needs,
+    upstream: Tensor | None = None,
+    tile: Tile | None = None,
 ) -> Plan:
-    """The plan of a call; `upstream` is the `grad_output` of gradients that have waited for it."""
+    """The plan of a call.
+
+    Args:
+        spec: Its scalars.
+        tensors: Its tensors, of which only the signature counts.
+        needs: Which gradients are wanted.
+        upstream: The `grad_output` of gradients that have waited for it.
+        tile: In place of the launch table's.
+    """
     device = next(tensor for tensor in tensors if tensor is not None).device
-    return _plan(
+    return recall(
         # What a spec says but the numbers: they change from step to step, and are launched as such.
         spec.reduction,
         spec.ignore_index,
@@ -200,13 +177,14 @@ def plan(
         spec.inplace_gradient,
         needs,
         device,
+        tile,
         None if upstream is None else (upstream.shape, upstream.stride(), upstream.dtype),
         *[t if t is None else (t.shape, t.stride(), t.dtype) for t in tensors],
     )
 
 
 @functools.lru_cache(PLANS)
-def _plan(
+def recall(
     reduction: str,
     ignore_index: int,
     label_smoothing: float,
@@ -218,10 +196,12 @@ def _plan(
     inplace_gradient: bool,
     needs: Needs,
     device: torch.device,
+    tile: Tile | None,
     upstream: Signature | None,
     *signatures: Signature | None,
 ) -> Plan:
-    tensors = LossTensors(*map(_stand_in, signatures))
+    """The same, by what it depends on."""
+    tensors = LossTensors(*map(stand_in, signatures))
     spec = LossSpec(
         reduction,
         ignore_index,
@@ -234,21 +214,7 @@ def _plan(
         1.0 if z_normalizer else None,
         inplace_gradient,
     )
-    return Plan(spec, tensors, needs, device, _stand_in(upstream))
-
-
-def _stand_in(signature: Signature | None) -> Tensor | None:
-    """A tensor without memory."""
-    if signature is None:
-        return None
-    shape, strides, dtype = signature
-    return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
-
-
-def forget() -> None:
-    """Plan anew whatever comes: for those who change the launch table."""
-    _plan.cache_clear()
-    _scaling.cache_clear()
+    return Plan(spec, tensors, needs, device, stand_in(upstream), tile)
 
 
 def _recipe(gradient: Tensor | None) -> tuple[torch.Size, tuple[int, ...]] | None:
@@ -338,52 +304,3 @@ def _per_sample(
         SAMPLES=group,
         BLOCK_D=max(1, BLOCK_M // group),
     )
-
-
-class Scaling(NamedTuple):
-    """How stored gradients are scaled.
-
-    Attributes:
-        launch: What takes those that are dense; None if none is.
-        rows: Their places among the gradients, and what the kernel calls each of them.
-        with_gaps: The places of the others.
-    """
-
-    launch: Launch | None
-    rows: tuple[tuple[int, str], ...]
-    with_gaps: tuple[int, ...]
-
-
-def scaling(gradients: Sequence[Tensor | None], grad_output: Tensor, in_place: bool) -> Scaling:
-    """How these gradients are scaled."""
-    return _scaling(
-        in_place,
-        grad_output.dtype,
-        grad_output.device,
-        *[g if g is None else (g.shape, g.stride(), g.dtype) for g in gradients],
-    )
-
-
-@functools.lru_cache(PLANS)
-def _scaling(
-    in_place: bool, dtype: torch.dtype, device: torch.device, *signatures: Signature | None
-) -> Scaling:
-    there = [(place, g) for place, g in enumerate(map(_stand_in, signatures)) if g is not None]
-    dense = [(place, gradient) for place, gradient in there if layout.dense(gradient)]
-    with_gaps = tuple(place for place, gradient in there if not layout.dense(gradient))
-    if not dense:
-        return Scaling(None, (), with_gaps)
-    a, b = dense[0][1].numel(), dense[-1][1].numel() if len(dense) > 1 else 0
-    launch = Launch(
-        scale_kernel,
-        programs(cdiv(max(a, b), 4 * SCALE_BLOCK), 4, device),
-        device,
-        warps=4,
-        a_elements=a,
-        b_elements=b,
-        IN_PLACE=in_place,
-        BLOCK=SCALE_BLOCK,
-        ACC=tl.float64 if torch.float64 in (dtype, *(g.dtype for _, g in dense)) else tl.float32,
-    )
-    names = ("ab",) if len(dense) == 1 else ("a", "b")  # one alone stands for both
-    return Scaling(launch, tuple(zip((p for p, _ in dense), names, strict=True)), with_gaps)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import fused_loss
-from fused_loss.kernels import dispatch, triton_launch, triton_plan
+from fused_loss.kernels import dispatch, triton_grid, triton_launch
 from fused_loss.spec import class_axis
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16, "f64": torch.float64}
@@ -175,7 +175,7 @@ def launches_go_to(launch: Callable[..., None]) -> Iterator[None]:
     """Replace the launch, and let tensors without a device be taken for tensors on a GPU."""
     with (
         mock.patch.object(triton_launch, "launch", launch),
-        mock.patch.object(triton_plan, "_processors", return_value=132),
+        mock.patch.object(triton_grid, "_processors", return_value=132),
         mock.patch.object(dispatch, "_demand_triton"),
     ):
         yield

@@ -27,7 +27,7 @@ from _calls import (
 from _variants import known, names, option_pairs, variant
 
 from fused_loss.kernels import triton_launch, triton_table
-from fused_loss.kernels.triton_plan import Launch
+from fused_loss.kernels.triton_grid import Launch
 from fused_loss.kernels.triton_scale import scale_kernel
 
 SMALL = {

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from fused_loss.kernels import triton_direct, triton_reduce
-from fused_loss.kernels.triton_plan import Launch
+from fused_loss.kernels.triton_grid import Launch
 
 # The launches of a step, and for how many of them Triton is asked.
 STEPS = {

@@ -49,9 +49,10 @@ def shrunken(monkeypatch):
     """
     for name, value in TABLE.items():
         monkeypatch.setattr(triton_table, name, value)
-        if hasattr(triton_plan, name):
-            monkeypatch.setattr(triton_plan, name, value)
-    monkeypatch.setattr(triton_plan, "_processors", lambda device: 1)
+        for module in (triton_plan, triton_scaling):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(triton_grid, "_processors", lambda device: 1)
     if INTERPRETED:
         for name in ("COUNT_BLOCK", "PARTIAL_BLOCK"):
             for module in (triton_counts, triton_reduce):
@@ -65,7 +66,8 @@ def shrunken(monkeypatch):
 def forget():
     """What was worked out with the launch table as it was."""
     triton_table.tile.cache_clear()
-    triton_plan.forget()
+    triton_plan.recall.cache_clear()
+    triton_scaling.recall.cache_clear()
 
 
 OPTIONS = (REDUCTIONS, LAYOUTS, TARGETS, (False, True), (0.0, 0.25), WEIGHTINGS, ("one", "other"))

@@ -14,7 +14,7 @@ from _cases import BF16, F16, F32, F64, TRITON_PLACES, Case
 
 import fused_loss
 from fused_loss import combined_loss
-from fused_loss.kernels import triton_launch, triton_plan
+from fused_loss.kernels import triton_grid, triton_launch, triton_plan, triton_scaling
 from fused_loss.kernels.triton_scale import scale_kernel
 
 pytestmark = pytest.mark.parametrize(("backend", "device"), TRITON_PLACES)
@@ -22,14 +22,13 @@ pytestmark = pytest.mark.parametrize(("backend", "device"), TRITON_PLACES)
 
 @pytest.fixture
 def fresh():
-    triton_plan.forget()
-    yield
-    triton_plan.forget()
+    for cache in (triton_plan.recall, triton_scaling.recall):
+        cache.cache_clear()
 
 
 def planned() -> tuple[int, int]:
     """The plans made: of losses and gradients that waited, and of gradients to scale."""
-    return triton_plan._plan.cache_info().misses, triton_plan._scaling.cache_info().misses
+    return triton_plan.recall.cache_info().misses, triton_scaling.recall.cache_info().misses
 
 
 def test_a_signature_is_planned_once(fresh, backend, device):
@@ -84,7 +83,7 @@ def test_what_differs_has_a_plan_of_its_own(name, fresh, backend, device):
     for case, plans in ((BASE, 1), (varied, 1 + own), (BASE, 1 + own)):
         problem = case.problem(device)
         assert_matches(problem, launched(problem)[0], fused(problem, "reference"))
-        assert triton_plan._plan.cache_info().currsize == plans
+        assert triton_plan.recall.cache_info().currsize == plans
 
 
 @pytest.mark.parametrize("which", ["r", "z", "y", "t"])
@@ -93,7 +92,7 @@ def test_strides_are_part_of_a_signature(which, fresh, backend, device):
     across = getattr(problem, which).t().contiguous().t()
     for other in (problem, problem._replace(**{which: across}), problem):
         assert_matches(other, fused(other, backend), fused(other, "reference"))
-    assert triton_plan._plan.cache_info().currsize == 2
+    assert triton_plan.recall.cache_info().currsize == 2
 
 
 @pytest.mark.parametrize("needed", [(True, True), (True, False), (False, True), (False, False)])
@@ -127,12 +126,12 @@ def test_no_tensor_of_a_call_stays(reduction, fresh, backend, device):
     del problem
     gc.collect()
     assert not [ref for ref in alive if ref() is not None]
-    assert triton_plan._plan.cache_info().currsize
+    assert triton_plan.recall.cache_info().currsize
 
 
 def test_the_plans_are_bounded(backend, device):
-    for cache in (triton_plan._plan, triton_plan._scaling):
-        assert cache.cache_info().maxsize == triton_plan.PLANS
+    for cache in (triton_plan.recall, triton_scaling.recall):
+        assert cache.cache_info().maxsize == triton_grid.PLANS
 
 
 def test_scratch_grows_and_is_a_threads_own(fresh, backend, device):
@@ -168,7 +167,7 @@ def test_nothing_is_read_of_the_scratch_of_the_launch_before(case, fresh, backen
 def test_a_launch_has_the_arguments_of_its_kernel(backend, device):
     """All of them, in its order; a stranger among them is noticed."""
     place = torch.device(device)
-    launch = triton_plan.Launch(scale_kernel, 1, place, 4, BLOCK=8, a_elements=3)
+    launch = triton_grid.Launch(scale_kernel, 1, place, 4, BLOCK=8, a_elements=3)
     assert list(launch.arguments) == list(scale_kernel.arg_names)
     with pytest.raises(AssertionError, match="no_such"):
-        triton_plan.Launch(scale_kernel, 1, place, 4, no_such=1)
+        triton_grid.Launch(scale_kernel, 1, place, 4, no_such=1)
