@@ -39,6 +39,7 @@ SAMPLES = 3
 OF_TILING = ("ROWS", "BLOCK_C", "ONE_BLOCK", "BLOCK_M", "SAMPLES", "BLOCK_D", "n_cls")
 
 _lock = threading.Lock()
+_warned: set[str] = set()
 
 
 def tuned(plan: Plan, again: Callable[[Tile], Plan], run: Callable[[Plan], object]) -> Plan:
@@ -62,7 +63,8 @@ def candidates(launch: Launch) -> list[Tile]:
     if not c.get("HAS_CLASSIFICATION"):
         return []
     table = Tile(c["ROWS"], c["BLOCK_C"], c["ONE_BLOCK"], launch.warps)
-    steps = [(1, 1, 1), (2, 1, 1), (0.5, 1, 1), (1, 1, 2), (1, 1, 0.5), (2, 1, 2), (0.5, 1, 0.5)]
+    steps: list[tuple[float, float, float]]  # of rows, block and warps
+    steps = [(2, 1, 1), (0.5, 1, 1), (1, 1, 2), (1, 1, 0.5), (2, 1, 2), (0.5, 1, 0.5)]
     if not table.one_block:
         steps += [(1, 2, 1), (1, 0.5, 1), (1, 2, 2), (1, 0.5, 0.5)]
     found = [table]
@@ -77,13 +79,19 @@ def candidates(launch: Launch) -> list[Tile]:
 def _legal(tile: Tile, table: Tile, c: dict[str, Any]) -> bool:
     """No more for a thread to hold than HELD registers, or than the table gives it."""
     values = 1 + (c["SOFT"] or c["HAS_WEIGHT"] or c["SMOOTH"]) + c["HAS_MASK"]
-    width = triton.next_power_of_2(values) * c["ACC"].primitive_bitwidth // 32
-    held = max(HELD, table.rows * table.block_c * width / (32 * table.warps))
+    size = c["ACC"].primitive_bitwidth // 32
+    room = triton.next_power_of_2(values) * size**3  # as the table counts
+    most = max(HELD, _held(table) * room)
     return (
         1 <= tile.rows <= MOST_ROWS
         and WARPS[0] <= tile.warps <= WARPS[1]
-        and tile.rows * tile.block_c * width <= held * 32 * tile.warps
+        and _held(tile) * room <= most
     )
+
+
+def _held(tile: Tile) -> float:
+    """Elements of the tile, a thread."""
+    return tile.rows * tile.block_c / (32 * tile.warps)
 
 
 def _choose(
@@ -166,10 +174,10 @@ def _read() -> dict[str, dict[str, Any]]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        _warn(f"{_file()} cannot be read and is left out: {error}")
+        _warn("cannot be read and is left out", error)
         return {}
     if not isinstance(known, dict) or not all(isinstance(of, dict) for of in known.values()):
-        _warn(f"{_file()} is no file of tiles and is left out")
+        _warn("cannot be read and is left out", "it holds something else than tiles")
         return {}
     return known
 
@@ -190,9 +198,11 @@ def _keep(machine: str, signature: str, tile: Tile) -> None:
             os.unlink(draft)
             raise
     except OSError as error:
-        _warn(f"{path} cannot be written; tiles are chosen anew in each process: {error}")
+        _warn("cannot be written: tiles are chosen anew in each process", error)
 
 
-@functools.cache
-def _warn(text: str) -> None:
-    warnings.warn(f"FUSED_LOSS_AUTOTUNE: {text}", stacklevel=2)
+def _warn(what: str, error: object) -> None:
+    """Once for each `what`."""
+    if what not in _warned:
+        _warned.add(what)
+        warnings.warn(f"FUSED_LOSS_AUTOTUNE: {_file()} {what} ({error})", stacklevel=2)

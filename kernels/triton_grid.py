@@ -40,7 +40,7 @@ class Launch:
         self, kernel: Any, programs: int, device: torch.device, warps: int, **arguments: Any
     ) -> None:
         self.kernel, self.programs, self.device, self.warps = kernel, programs, device, warps
-        self.arguments = {name: arguments.get(name) for name in kernel.arg_names}
+        self.arguments: dict[str, Any] = {name: arguments.get(name) for name in kernel.arg_names}
         unknown = arguments.keys() - self.arguments.keys()
         assert not unknown, f"{kernel.arg_names} has no {unknown}"
         self.code: dict[int, Any] = {}  # what Triton compiled of it, by the pointers' alignment

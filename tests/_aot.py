@@ -17,6 +17,7 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 from _calls import Call
 
@@ -64,8 +65,11 @@ class Compiler:
             env=environment,
         )
 
-    def compile(self, call: Call, target: tuple[str, Any, int]) -> list[Code]:
+    def compile(self, call: Call, target: tuple[str, Any, int], candidate: int = 0) -> list[Code]:
         """Compile each launch of the call, in their order.
+
+        With `candidate` as the tile of this index would have it, where there are so many; the first
+        is the launch table's.
 
         Raises:
             RuntimeError: It does not compile; the message is the compiler's.
@@ -73,7 +77,7 @@ class Compiler:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with suppress(BrokenPipeError):
-            self.process.stdin.write(json.dumps([call, target]) + "\n")
+            self.process.stdin.write(json.dumps([call, target, candidate]) + "\n")
             self.process.stdin.flush()
         codes = json.loads(self.process.stdout.readline() or '"the compiler has died"')
         if isinstance(codes, str):
@@ -115,10 +119,14 @@ class _Driver:
         return self.targets[self.current]
 
 
-def _compile(driver: _Driver, call: Call, target: tuple[str, Any, int]) -> list[Code]:
+def _compile(
+    driver: _Driver, call: Call, target: tuple[str, Any, int], candidate: int
+) -> list[Code]:
     from _calls import launches_go_to
     from _variants import variant
     from triton.backends.compiler import GPUTarget
+
+    from fused_loss.kernels import triton_autotune, triton_plan
 
     driver.choose(GPUTarget(*target))
     codes = []
@@ -143,7 +151,15 @@ def _compile(driver: _Driver, call: Call, target: tuple[str, Any, int]) -> list[
             Code(name, shown, registers, spilled, stack - spilled, _accesses(compiled), wide)
         )
 
-    with launches_go_to(launch):
+    def choose(plan: Any, again: Any, run: Any) -> Any:
+        tiles = triton_autotune.candidates(plan.main)
+        return again(tiles[candidate]) if candidate < len(tiles) else plan
+
+    triton_plan.recall.cache_clear()
+    with (
+        launches_go_to(launch),
+        mock.patch.multiple(triton_autotune, ENABLED=candidate > 0, _choose=choose),
+    ):
         call.run()
     return codes
 
@@ -216,9 +232,9 @@ def _work() -> None:
     active.set_active(driver)
     answers, sys.stdout = sys.stdout, sys.stderr  # what Triton prints is no answer
     for question in sys.stdin:
-        call, target = json.loads(question)
+        call, target, candidate = json.loads(question)
         try:
-            answer: Any = _compile(driver, Call(*call), tuple(target))
+            answer: Any = _compile(driver, Call(*call), tuple(target), candidate)
         except Exception:
             answer = traceback.format_exc()
         print(json.dumps(answer), file=answers, flush=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -137,6 +138,37 @@ def test_compiles_for_mi300(compiler: Compiler, call: Call) -> None:
     codes = compiler.compile(call, GFX942)
     assert codes
     assert not any(code.spilled for code in codes)
+
+
+def trials() -> list[Any]:
+    """Calls whose tiles are tried under FUSED_LOSS_AUTOTUNE: a streamed row, and (slow) the rest."""
+    plain = [("f32", 16), ("bf16", 128), ("f32", 1024), ("bf16", 4096), ("f64", 1000)]
+    full = [("bf16", 16), ("f32", 1024), ("f64", 2048), ("f32", 8192), ("bf16", 32000)]
+    others = [
+        *[Call(z_dtype=z, r_dtype=z, classes=classes) for z, classes in plain],
+        *[FULL._replace(z_dtype=z, r_dtype=z, classes=classes) for z, classes in full],
+        Call(reduction="none"),
+        Call(layout="spatial"),
+        Call(layout="transposed", classes=3),
+    ]
+    return [
+        Call(z_dtype="bf16", classes=262144, grads="z"),
+        *[pytest.param(call, marks=pytest.mark.slow) for call in others],
+    ]
+
+
+@pytest.mark.parametrize("call", trials(), ids=name)
+def test_every_candidate_of_a_trial_compiles(compiler: Compiler, call: Call) -> None:
+    """Without a spill; each has a tile of its own."""
+    seen: list[Any] = []
+    for candidate in itertools.count():
+        codes = compiler.compile(call, SM_90, candidate)
+        assert not any(code.spilled for code in codes)
+        variants = [code.variant for code in codes]
+        if variants in seen:  # one more than there are
+            break
+        seen.append(variants)
+    assert len(seen) > 2
 
 
 @pytest.mark.slow

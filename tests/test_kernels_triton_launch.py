@@ -26,9 +26,11 @@ import fused_loss
 from fused_loss import combined_loss, cross_entropy
 from fused_loss.kernels import (
     triton_counts,
+    triton_grid,
     triton_launch,
     triton_plan,
     triton_reduce,
+    triton_scaling,
     triton_table,
 )
 
