@@ -141,7 +141,7 @@ def test_compiles_for_mi300(compiler: Compiler, call: Call) -> None:
 
 
 def trials() -> list[Any]:
-    """Calls whose tiles are tried under FUSED_LOSS_AUTOTUNE: a streamed row, and (slow) the rest."""
+    """Calls whose tiles FUSED_LOSS_AUTOTUNE tries: rows in many blocks, and (slow) the others."""
     plain = [("f32", 16), ("bf16", 128), ("f32", 1024), ("bf16", 4096), ("f64", 1000)]
     full = [("bf16", 16), ("f32", 1024), ("f64", 2048), ("f32", 8192), ("bf16", 32000)]
     others = [
