@@ -152,5 +152,9 @@ class Heads:
         return self.r.rows if self.z.tensor is None else self.z.samples
 
     def empty(self, *shape: int) -> Tensor:
-        """Scratch in the dtype of the sums."""
+        """An output in the dtype of the loss."""
         return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+    def sums(self, *shape: int) -> Tensor:
+        """What programs leave for one another."""
+        return torch.empty(shape, dtype=torch.float64, device=self.device)

@@ -191,7 +191,7 @@ class _Call(Heads):
             self.device,
             self.tile.warps,
             **arguments,
-            partials_ptr=self.empty(2, n_cls + n_reg),
+            partials_ptr=self.sums(2, n_cls + n_reg),
             ticket_ptr=ticket,
             r_denominator_ptr=regression.tensor,
             z_denominator_ptr=classification.tensor,
@@ -252,14 +252,14 @@ class _Call(Heads):
         """Both denominators of "mean", (2,), in a launch of their own."""
         n_cls = triton.cdiv(self.positions, COUNT_CHUNK) if count_z else 0
         n_reg = triton.cdiv(self.elements, COUNT_CHUNK) if count_r else 0
-        denominators = self.empty(2)
+        denominators = self.sums(2)
         launch(
             count_kernel,
             n_cls + n_reg,
             self.device,
             warps=4,
             denominators_ptr=denominators,
-            partials_ptr=self.empty(n_cls + n_reg),
+            partials_ptr=self.sums(n_cls + n_reg),
             ticket_ptr=ticket,
             t_ptr=self.t.tensor,
             t_stride_n=self.t.stride_n,

@@ -21,7 +21,7 @@ A position p = n·S + s of logits (N, C, S) lies at n·stride_n + s·stride_s; S
 import triton
 import triton.language as tl
 
-from fused_loss.kernels.triton_math import divide, element_of, rounded, row_of
+from fused_loss.kernels.triton_math import divide, element_of, rounded, row_of, row_sums
 
 
 @triton.jit
@@ -144,12 +144,12 @@ def row_tile(
         shift = tl.where(m == float("-inf"), 0.0, m)
         centred = x - shift[:, None]
         e = tl.exp(centred)
-        total = tl.sum(e, 1)
+        total = row_sums(e, z[0])
         if SOFT:
             q = class_targets(
                 t_row[:, None], c, mask, possible, w, t[2], keep, even[:, None], SMOOTH, ACC
             )
-            mass = tl.sum(q, 1)
+            mass = row_sums(q, z[0])
             cross = weighted_logits(q, centred, mask, HAS_MASK)
         elif SMOOTH:
             spread = tl.where(possible, w, 0.0)
@@ -182,7 +182,7 @@ def row_tile(
             new_shift = tl.where(m == float("-inf"), 0.0, m)
             centred = x - new_shift[:, None]
             carried = tl.where(total == 0.0, 0.0, total * tl.exp(shift - new_shift))  # 0 · inf
-            total = carried + tl.sum(tl.exp(centred), 1)
+            total = carried + row_sums(tl.exp(centred), z[0])
             if SOFT or SMOOTH:
                 q = class_weights(w_ptr, k, C, HAS_WEIGHT, ACC)
                 if SOFT:
