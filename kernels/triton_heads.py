@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -125,8 +126,20 @@ class Heads:
             "GRAD_Z": self.z_grad is not None,
             "INPLACE": self.z_grad is not None and self.spec.inplace_gradient,
             "ONE_BLOCK": self.tile.one_block,
+            "UNIT": self._unit(),
             "BLOCK_C": self.tile.block_c,
         }
+
+    def _unit(self) -> int:
+        """What divides C and the distance of rows, up to 8: their alignment is a vector's then.
+
+        Triton compiles a variant for a multiple of 16 by itself, of every argument: 1 here.
+        """
+        if self.z.stride_c != 1:
+            return 1
+        views = self.z, self.z_out, self.class_mask, *([self.t] if self.soft else [])
+        between = (stride for view in views for stride in (view.stride_n, view.stride_s))
+        return math.gcd(16, self.z.classes, *between) % 16 or 1
 
     def options(self) -> dict[str, Any]:
         """What every kernel that reads targets is told of them."""

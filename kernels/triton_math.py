@@ -46,6 +46,21 @@ def rounded(x, ptr):
 
 
 @triton.jit
+def multiple_of(x, UNIT: tl.constexpr):
+    """x, which is a multiple of UNIT: the compiler learns of it. Of 16 Triton sees it for itself."""
+    if UNIT == 1:
+        return x
+    else:
+        return x // UNIT * UNIT
+
+
+@triton.jit
+def rows_at(ptr, stride_n, stride_c, stride_s, UNIT: tl.constexpr):
+    """Rows that begin at multiples of UNIT elements."""
+    return ptr, multiple_of(stride_n, UNIT), stride_c, multiple_of(stride_s, UNIT)
+
+
+@triton.jit
 def row_of(x, p, S):
     """The addresses of the rows of positions p = n·S + s; x is (pointer, stride n, c, s)."""
     return x[0] + (p // S) * x[1] + (p % S) * x[3]

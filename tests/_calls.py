@@ -86,11 +86,11 @@ class Call(NamedTuple):
     def vectors(self) -> bool:
         """Whether every access to logits, probabilities and gradient is to move 128 bits.
 
-        Rows of a multiple of 16 classes, adjacent and dense, from an aligned address: Triton knows
-        then that 16 bytes are aligned. Not for sums in float64: their tiles are so small that a
-        thread may hold less than 16 bytes.
+        Rows of a multiple of 16 bytes, adjacent and dense, from an aligned address. Not for sums in
+        float64: their tiles are so small that a thread may hold less than 16 bytes.
         """
-        vectors = self.heads != "regression" and self.layout == "rows" and self.classes % 16 == 0
+        aligned = self.classes * DTYPES[self.z_dtype].itemsize % 16 == 0
+        vectors = self.heads != "regression" and self.layout == "rows" and aligned
         return vectors and "f64" not in (self.z_dtype, self.r_dtype)
 
     def run(self) -> None:
@@ -158,6 +158,7 @@ class Call(NamedTuple):
         z = {
             "rows": lambda: _empty(n, c, dtype=dtype),
             "padded": lambda: _empty(n, c + 1, dtype=dtype)[:, 1:],
+            "shifted": lambda: _empty(n, c + 16, dtype=dtype)[:, 1 : c + 1],
             "transposed": lambda: _empty(c, n, dtype=dtype).mT,
             "spatial": lambda: _empty(n, c, 8, 8, dtype=dtype),
             "one": lambda: _empty(c, dtype=dtype),

@@ -128,7 +128,8 @@ def _tiling_known(kernel: str, c: dict[str, Any]) -> bool:
     tiles = _tiles(c["HAS_CLASSIFICATION"], values, 8 if c["ACC"] == tl.float64 else 4)
     if kernel == "per_sample_kernel" and not c["HAS_CLASSIFICATION"]:
         tiles = frozenset(tile._replace(rows=block_m) for tile in tiles)
-    return rest and (rows, c["BLOCK_C"], c["ONE_BLOCK"], c["warps"]) in tiles
+    units = (1, 2, 4, 8) if c["HAS_CLASSIFICATION"] else (1,)
+    return rest and c["UNIT"] in units and (rows, c["BLOCK_C"], c["ONE_BLOCK"], c["warps"]) in tiles
 
 
 @functools.cache

@@ -131,6 +131,50 @@ def test_compiles_for_hopper(compiler: Compiler, call: Call) -> None:
     check(call, compiler.compile(call, SM_90))
 
 
+@pytest.mark.parametrize(
+    ("reduction", "dtype", "classes", "bits"),
+    [
+        ("mean", "bf16", 1000, 128),
+        ("mean", "bf16", 32008, 128),
+        ("mean", "bf16", 1004, 64),
+        ("mean", "bf16", 1001, 16),
+        ("mean", "f32", 1004, 128),
+        ("mean", "f32", 10, 64),
+        ("none", "bf16", 1000, 128),
+        ("none", "f32", 1002, 64),
+    ],
+)
+def test_a_row_moves_as_many_bits_as_its_length_allows(
+    compiler: Compiler, reduction: str, dtype: str, classes: int, bits: int
+) -> None:
+    call = Call(reduction=reduction, z_dtype=dtype, r_dtype=dtype, classes=classes)
+    for code in compiler.compile(call, SM_90):
+        check_bits(code, "z_ptr", "ld", bits)
+        check_bits(code, "z_grad_ptr", "st", bits)
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("bf16", 16), ("f32", 32)])
+def test_rows_from_an_odd_address_are_read_an_element_at_a_time(
+    compiler: Compiler, dtype: str, bits: int
+) -> None:
+    call = Call(z_dtype=dtype, layout="shifted")
+    for code in compiler.compile(call, SM_90):
+        check_bits(code, "z_ptr", "ld", bits)
+        check_bits(code, "z_grad_ptr", "st", 128)
+
+
+def check_bits(code: Code, pointer: str, kind: str, bits: int) -> None:
+    """That most accesses move so many bits: of loads, a target's own logit is read alone."""
+    options = dict(code.variant)
+    if "ROWS" not in options or not (kind == "ld" or options["GRAD_Z"]):
+        return
+    counts = Counter(
+        {a.bits: a.count for a in code.accesses if (a.pointer, a.kind) == (pointer, kind)}
+    )
+    assert counts.pop(bits, 0)
+    assert sum(counts.values()) <= (options["ROWS"] if kind == "ld" else 0)
+
+
 @pytest.mark.parametrize("call", pairwise(SMALL), ids=name)
 def test_compiles_for_mi300(compiler: Compiler, call: Call) -> None:
     codes = compiler.compile(call, GFX942)
