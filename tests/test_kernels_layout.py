@@ -114,25 +114,25 @@ def test_dimensions_without_a_single_stride(reduction, backend, device):
 
 @pytest.mark.parametrize(("backend", "device"), TRITON_PLACES)
 @pytest.mark.parametrize(
-    ("classes", "apart", "first", "unit"),
-    [(8, 8, 0, 8), (8, 12, 0, 4), (8, 24, 1, 8), (12, 16, 3, 4), (10, 18, 0, 2), (9, 16, 0, 1),
-     (16, 24, 0, 8), (16, 16, 0, 1)],
+    ("classes", "apart", "others_apart", "unit"),
+    [(8, 8, 8, 8), (8, 12, 8, 4), (8, 8, 12, 4), (8, 9, 8, 1), (8, 8, 9, 1), (12, 16, 24, 4),
+     (10, 18, 10, 2), (9, 16, 16, 1), (16, 24, 16, 8), (16, 16, 16, 1)],
 )  # fmt: skip
 @pytest.mark.parametrize(("reduction", "targets"), [("mean", "soft"), ("none", "hard-100")])
 def test_rows_of_any_length_and_distance(
-    reduction, targets, classes, apart, first, unit, backend, device
+    reduction, targets, classes, apart, others_apart, unit, backend, device
 ):
     """The kernel is told of no power of two that does not divide C and the distance of rows."""
 
-    def way(x):
-        wide = x.new_full((x.shape[0], apart), 99)
-        return wide[:, first : first + classes].copy_(x) if x.dim() > 1 else x
+    def spread(x, apart):
+        return x.new_full((x.shape[0], apart), 99)[:, -classes:].copy_(x)
 
     case = Case(reduction, "NC", targets, mask="positions", shapes=((4, 2), (4, classes)))
     problem = case.problem(device)
-    mask = {"class_mask": way(problem.keywords["class_mask"])}
-    t = way(problem.t) if targets == "soft" else problem.t
-    problem = problem._replace(z=way(problem.z), t=t, keywords=problem.keywords | mask)
+    mask = {"class_mask": spread(problem.keywords["class_mask"], others_apart)}
+    t = spread(problem.t, others_apart) if targets == "soft" else problem.t
+    z = spread(problem.z, apart)
+    problem = problem._replace(z=z, t=t, keywords=problem.keywords | mask)
     with launches() as log:
         actual = fused(problem, backend)
     assert {arguments["UNIT"] for arguments in log.arguments if "UNIT" in arguments} == {unit}
