@@ -42,10 +42,10 @@ class Heads:
         self.soft = self.z.tensor is not None and tensors.probabilities
         self.smooth = self.z.tensor is not None and spec.label_smoothing > 0
         between_rows = self.z.stride_s if self.z.positions > 1 else self.z.stride_n
-        adjacent = self.z.stride_c == 1 or self.z.stride_c < between_rows
+        self.adjacent = self.z.stride_c == 1 or self.z.stride_c < between_rows
         targets = self.soft or self.smooth or self.class_weight is not None
-        values = 1 + targets + (self.class_mask.tensor is not None)
-        self.tile = tile(self.z.classes, adjacent, values, self.dtype.itemsize)
+        self.values = 1 + targets + (self.class_mask.tensor is not None)
+        self.tile = tile(self.z.classes, self.adjacent, self.values, self.dtype.itemsize)
 
     def _regression(self, r: Tensor, need: bool) -> None:
         y, weight = self.tensors.regression_targets, self.tensors.regression_weight

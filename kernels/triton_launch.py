@@ -3,7 +3,7 @@
 Beside the launch itself nothing but allocations and views reaches the dispatcher, and no value is
 read back from the device. One launch computes the loss and both gradients. Where "mean" divides by
 what only the targets or the weights tell, more than COUNT_BOUND of them cost a second one, before
-it, that counts both heads.
+it, that counts both heads. Few long rows cost one more, that reads them in slices.
 """
 
 from __future__ import annotations
@@ -21,11 +21,19 @@ from torch import Tensor
 
 from fused_loss.kernels import layout
 from fused_loss.kernels.triton_counts import count_kernel
+from fused_loss.kernels.triton_few import FewRows, few_rows
 from fused_loss.kernels.triton_heads import Heads
 from fused_loss.kernels.triton_per_sample import per_sample_kernel
 from fused_loss.kernels.triton_reduce import reduce_kernel
 from fused_loss.kernels.triton_scale import scale_kernel
-from fused_loss.kernels.triton_table import BLOCK_M, COUNT_BOUND, COUNT_CHUNK, SCALE_BLOCK
+from fused_loss.kernels.triton_split import slices_kernel
+from fused_loss.kernels.triton_table import (
+    BLOCK_M,
+    COUNT_BOUND,
+    COUNT_CHUNK,
+    SCALE_BLOCK,
+    SPLIT_MOST,
+)
 from fused_loss.spec import LossSpec, LossTensors, Needs, Outcome
 
 INTERPRETER_PROCESSORS = 2
@@ -160,6 +168,7 @@ class _Call(Heads):
         self, loss: Tensor | None, components: Tensor | None, grad_output: Tensor | None
     ) -> None:
         """Launch the kernel of this reduction: for the loss, or for the gradients alone."""
+        few = few_rows(self, _processors(self.device))
         arguments = self.arguments()
         arguments.update(
             loss_ptr=loss,
@@ -170,14 +179,24 @@ class _Call(Heads):
         if self.spec.per_sample:
             self._per_sample(arguments, grad_output)
         else:
-            self._reduce(arguments)
+            self._reduce(arguments, few)
         if self.z_home is not None:
             assert self.z.tensor is not None
             self.z_home.copy_(self.z.tensor)
 
-    def _reduce(self, arguments: dict[str, Any]) -> None:
+    def _reduce(self, arguments: dict[str, Any], few: FewRows | None) -> None:
         n_cls = n_reg = 0
-        if self.z.tensor is not None:
+        published = None
+        if few is not None:
+            n_cls, published = few.writers, few.scratch()
+            launch(
+                slices_kernel,
+                few.programs,
+                self.device,
+                self.tile.warps,
+                **few.reading(arguments, published),
+            )
+        elif self.z.tensor is not None:
             tiles = triton.cdiv(self.positions, self.tile.rows)
             n_cls = _programs(tiles, self.tile.warps, self.device)
         if self.r.tensor is not None:
@@ -193,9 +212,12 @@ class _Call(Heads):
             **arguments,
             partials_ptr=self.sums(2, n_cls + n_reg),
             ticket_ptr=ticket,
+            slices_ptr=published,
             r_denominator_ptr=regression.tensor,
             z_denominator_ptr=classification.tensor,
             n_cls=n_cls,
+            slices=few.slices.number if few else 0,
+            columns=few.slices.columns if few else 0,
             elements=self.elements,
             positions=self.positions,
             r_denominator=regression.number,
@@ -204,6 +226,7 @@ class _Call(Heads):
             R_DENOMINATOR=regression.kind,
             Z_DENOMINATOR=classification.kind,
             FLAT=flat and self.r.tensor is not None,
+            SPLIT=SPLIT_MOST if few else 0,
             ROWS=self.tile.rows,
             BLOCK_M=BLOCK_M,
         )

@@ -14,6 +14,9 @@ where they come from: "number", a scalar that the host knows (1 under "sum"); "t
 caller's; "counted", from `count_kernel`, launched before; "own", each program counts for itself.
 For the last two a sum of 0 means that nothing is labelled.
 
+Few long rows are split (`SPLIT`): `slices_kernel` has read them in slices, and a program here
+writes the gradient of one, or without a gradient finds the loss of a row (see `triton_split`).
+
 Traffic with gradients: 2·N·C·b for the logits, 3·M·b for the regression head, 8·N for the indices.
 Without: N·C·b + 2·M·b + 8·N. `DEFERRED` launches the same kernel in the backward pass, to write
 gradients for a `grad_output` that is read on the device, and no loss.
@@ -30,6 +33,7 @@ from fused_loss.kernels.triton_counts import (
     sum_partials,
 )
 from fused_loss.kernels.triton_math import head_weights, mean_of, multiple_of, rows_at
+from fused_loss.kernels.triton_split import slice_tile
 from fused_loss.kernels.triton_tiles import error_tile, row_tile
 
 
@@ -39,6 +43,7 @@ def reduce_kernel(
     components_ptr,  # (2,)
     partials_ptr,  # (2, programs) float64: losses, shares
     ticket_ptr,  # () int32, 0 between launches
+    slices_ptr,  # what `slices_kernel` has published
     grad_output_ptr,  # ()
     weights_ptr,  # () alpha or (2,)
     class_weight_ptr,  # (C,)
@@ -54,6 +59,8 @@ def reduce_kernel(
     class_mask_ptr,  # (N, C, S) uint8
     position_weight_ptr,  # (N, S)
     n_cls,
+    slices,  # a row
+    columns,  # a slice
     elements,  # N·D
     D,
     r_stride_n,
@@ -106,6 +113,7 @@ def reduce_kernel(
     INPLACE: tl.constexpr,
     DEFERRED: tl.constexpr,
     FLAT: tl.constexpr,
+    SPLIT: tl.constexpr,  # 0, or how many slices a row has at most
     ONE_BLOCK: tl.constexpr,
     UNIT: tl.constexpr,
     ROWS: tl.constexpr,
@@ -151,20 +159,28 @@ def reduce_kernel(
                 z_scale /= L
                 if (Z_DENOMINATOR == "own") or (Z_DENOMINATOR == "counted"):
                     z_scale = tl.where(L == 0.0, 0.0, z_scale)
-            losses = tl.zeros([ROWS], tl.float64)
-            row_shares = tl.zeros([ROWS], tl.float64)
-            for tile in range(pid, tl.cdiv(positions, ROWS), n_cls):
-                p = tl.full([], tile, tl.int64) * ROWS + tl.arange(0, ROWS)
-                tile_losses, tile_shares = row_tile(
-                    z, t, z_grad, class_mask, position_weight, class_weight_ptr, p, p < positions,
-                    tl.full([ROWS], 1.0, ACC) * z_scale.to(ACC), S, C, ignore_index, smoothing,
-                    SOFT, HAS_WEIGHT, HAS_MASK, HAS_POSITION_WEIGHT, SMOOTH, GRAD_Z, INPLACE,
-                    ONE_BLOCK, BLOCK_C, ACC,
+            if SPLIT:
+                losses, row_shares = slice_tile(
+                    slices_ptr, z, t, z_grad, class_mask, position_weight, class_weight_ptr, pid,
+                    z_scale.to(ACC), positions, slices, columns, S, C, ignore_index, smoothing,
+                    SOFT, HAS_WEIGHT, HAS_MASK, HAS_POSITION_WEIGHT, SMOOTH, GRAD_Z,
+                    SPLIT, BLOCK_C, ACC,
                 )  # fmt: skip
-                losses += tile_losses
-                row_shares += tile_shares
-            value = tl.sum(losses, 0)
-            shares = tl.sum(row_shares, 0)
+            else:
+                losses = tl.zeros([ROWS], tl.float64)
+                row_shares = tl.zeros([ROWS], tl.float64)
+                for tile in range(pid, tl.cdiv(positions, ROWS), n_cls):
+                    p = tl.full([], tile, tl.int64) * ROWS + tl.arange(0, ROWS)
+                    tile_losses, tile_shares = row_tile(
+                        z, t, z_grad, class_mask, position_weight, class_weight_ptr, p,
+                        p < positions, tl.full([ROWS], 1.0, ACC) * z_scale.to(ACC), S, C,
+                        ignore_index, smoothing, SOFT, HAS_WEIGHT, HAS_MASK, HAS_POSITION_WEIGHT, SMOOTH, GRAD_Z,
+                        INPLACE, ONE_BLOCK, BLOCK_C, ACC,
+                    )  # fmt: skip
+                    losses += tile_losses
+                    row_shares += tile_shares
+            value = tl.sum(losses.to(tl.float64), 0)
+            shares = tl.sum(row_shares.to(tl.float64), 0)
 
     if HAS_REGRESSION:
         if pid >= n_cls:

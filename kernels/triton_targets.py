@@ -52,29 +52,24 @@ def weighted_logits(q, centred, mask, HAS_MASK: tl.constexpr):
 
 @triton.jit
 def labels_of(
-    z_row,  # (ROWS,) start of each row's logits, as the next two
-    t_row,
-    m_row,
+    t_row,  # (ROWS,) start of each row's targets
     w_ptr,
-    z_stride_c,
-    m_stride_c,
     inside,  # (ROWS,)
     C,
     ignore_index,
     SOFT: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
-    HAS_MASK: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Of class indices t, each (ROWS,): whether there is one, t, its weight, and its logit z_t.
+    """Of class indices t, each (ROWS,): whether there is one, t, whether it is legal, its weight.
 
     The weight of an illegal index is NaN, and so its loss and its gradient. Rows of probabilities
     are all labelled, with a weight of 1.
     """
     labelled = inside
+    legal = inside
     label = tl.zeros(inside.shape, tl.int64)
     share = tl.where(inside, 1.0, 0.0).to(ACC)
-    z_t = tl.zeros(inside.shape, ACC)
     if not SOFT:
         label = tl.load(t_row, mask=inside, other=0).to(tl.int64)
         labelled = inside & (label != ignore_index)
@@ -83,8 +78,26 @@ def labels_of(
             share = tl.load(w_ptr + label, mask=legal, other=float("nan")).to(ACC)
         else:
             share = tl.where(legal, 1.0, float("nan")).to(ACC)
+    return labelled, label, legal, share
+
+
+@triton.jit
+def logit_of(
+    z_row,
+    m_row,
+    z_stride_c,
+    m_stride_c,
+    label,
+    legal,
+    SOFT: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """The logit of each class index, (ROWS,): -inf if it is impossible, 0 if there is none."""
+    z_t = tl.zeros(label.shape, ACC)
+    if not SOFT:
         z_t = tl.load(z_row + label * z_stride_c, mask=legal, other=0.0).to(ACC)
         if HAS_MASK:
             reached = tl.load(m_row + label * m_stride_c, mask=legal, other=1) != 0
             z_t = tl.where(reached, z_t, float("-inf"))
-    return labelled, label, share, z_t
+    return z_t

@@ -27,6 +27,7 @@ from fused_loss.kernels.triton_targets import (
     class_targets,
     class_weights,
     labels_of,
+    logit_of,
     possible_classes,
     weighted_logits,
 )
@@ -67,10 +68,10 @@ def row_tile(
     m_row = row_of(class_mask, p, S) if HAS_MASK else z_row
     rows, steps = (z_row, t_row, m_row), (z[2], t[2], class_mask[2])
     keep = tl.full([], 1.0 - smoothing, ACC)
-    labelled, label, share, z_t = labels_of(
-        z_row, t_row, m_row, w_ptr, z[2], class_mask[2], inside, C, ignore_index,
-        SOFT, HAS_WEIGHT, HAS_MASK, ACC,
-    )  # fmt: skip
+    labelled, label, legal, share = labels_of(
+        t_row, w_ptr, inside, C, ignore_index, SOFT, HAS_WEIGHT, ACC
+    )
+    z_t = logit_of(z_row, m_row, z[2], class_mask[2], label, legal, SOFT, HAS_MASK, ACC)
     w_t = share
 
     # First pass: m, s, A = Σ q' and B = Σ q'·(z - m); for class indices A and B hold the smoothed

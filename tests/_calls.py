@@ -147,7 +147,8 @@ class Call(NamedTuple):
 
     def _regression(self) -> tuple[Tensor, Tensor]:
         n, dtype = SAMPLES[self.samples], DTYPES[self.r_dtype]
-        shape = {"vector": (n,), "columns": (n, 16), "strided": (n, 2 * 16)}[self.r_layout]
+        columns = {"vector": (), "columns": (16,), "strided": (2 * 16,), "wide": (256,)}
+        shape = (n, *columns[self.r_layout])
         r, y = _empty(*shape, dtype=dtype), _empty(*shape, dtype=dtype)
         if self.r_layout == "strided":
             r, y = r[:, ::2], y[:, ::2]

@@ -28,7 +28,12 @@ _OPTIONS = {
     **dict.fromkeys(("HAS_POSITION_WEIGHT", "HAS_ELEMENT_WEIGHT", "IGNORE_NAN"), _SWITCH),
 }
 _OF_KERNEL = {
-    "reduce_kernel": {"R_DENOMINATOR": _KINDS, "Z_DENOMINATOR": _KINDS, "FLAT": _SWITCH},
+    "reduce_kernel": {
+        "R_DENOMINATOR": _KINDS,
+        "Z_DENOMINATOR": _KINDS,
+        "FLAT": _SWITCH,
+        "SPLIT": (0, triton_table.SPLIT_MOST),
+    },
     "per_sample_kernel": {"ONE_POSITION": _SWITCH},
 }
 OF_REGRESSION = ("GRAD_R", "HAS_ELEMENT_WEIGHT", "IGNORE_NAN")
@@ -59,6 +64,9 @@ def known(key: Variant) -> bool:
         return (c["BLOCK"], c["warps"]) == (triton_table.SCALE_BLOCK, 4)
     if kernel == "count_kernel":
         return c["warps"] == 4 and _count_known(c)
+    if kernel == "slices_kernel":
+        tile = _split_tile(_values(c), _itemsize(c))
+        return (c["BLOCK_C"], c["warps"]) == (tile.block_c, tile.warps)
     return _options_known(kernel, c) and _tiling_known(kernel, c)
 
 
@@ -98,6 +106,8 @@ def _options_known(kernel: str, c: dict[str, Any]) -> bool:
         uncounted_z = c["SOFT"] and not c["HAS_POSITION_WEIGHT"]
         rules += [
             r or not c["FLAT"],
+            z or not c["SPLIT"],
+            not c["SPLIT"] or c["Z_DENOMINATOR"] != "counted",  # few rows: never that many labels
             _denominator_known(c["R_DENOMINATOR"], r, combined, c["GRAD_R"], uncounted_r),
             _denominator_known(c["Z_DENOMINATOR"], z, combined, c["GRAD_Z"], uncounted_z),
         ]
@@ -124,12 +134,29 @@ def _tiling_known(kernel: str, c: dict[str, Any]) -> bool:
     else:
         rest = c["SAMPLES"] == (rows if c["ONE_POSITION"] else 1)
         rest = rest and c["BLOCK_D"] == max(1, block_m // c["SAMPLES"])
-    values = 1 + (c["SOFT"] or c["HAS_WEIGHT"] or c["SMOOTH"]) + c["HAS_MASK"]
-    tiles = _tiles(c["HAS_CLASSIFICATION"], values, 8 if c["ACC"] == tl.float64 else 4)
+    tiles = _tiles(c["HAS_CLASSIFICATION"], _values(c), _itemsize(c))
+    if kernel == "reduce_kernel" and c["SPLIT"]:
+        tiles = frozenset([_split_tile(_values(c), _itemsize(c))])
     if kernel == "per_sample_kernel" and not c["HAS_CLASSIFICATION"]:
         tiles = frozenset(tile._replace(rows=block_m) for tile in tiles)
     units = (1, 2, 4, 8) if c["HAS_CLASSIFICATION"] else (1,)
     return rest and c["UNIT"] in units and (rows, c["BLOCK_C"], c["ONE_BLOCK"], c["warps"]) in tiles
+
+
+def _values(c: dict[str, Any]) -> int:
+    return 1 + (c["SOFT"] or c["HAS_WEIGHT"] or c["SMOOTH"]) + c["HAS_MASK"]
+
+
+def _itemsize(c: dict[str, Any]) -> int:
+    return 8 if c["ACC"] == tl.float64 else 4
+
+
+@functools.cache
+def _split_tile(values: int, itemsize: int) -> triton_table.Tile:
+    """Of a long row that several programs share."""
+    split = triton_table.slices(triton_table.SPLIT_FROM, True, values, itemsize, 1, 132)
+    assert split is not None
+    return split.tile
 
 
 @functools.cache
@@ -172,4 +199,6 @@ def _mended(kernel: str, c: dict[str, Any]) -> dict[str, Any]:
         c = c | {"GRAD_R": c["HAS_REGRESSION"], "GRAD_Z": c["HAS_CLASSIFICATION"]}
     elif kernel == "per_sample_kernel":
         off += ("GRAD_R", "GRAD_Z", "INPLACE")
+    if kernel == "reduce_kernel" and not c["HAS_CLASSIFICATION"]:
+        off += ("SPLIT",)
     return c | dict.fromkeys(off, False)

@@ -52,7 +52,9 @@ FULL = Call(
     element_weight="full",
     missing=True,
 )
+FEW_AND_COUNTED = Call(classes=32000, r_layout="wide", element_weight="full")  # three launches
 PARTS = 16
+TILED = ("reduce_kernel", "per_sample_kernel", "slices_kernel")
 
 
 def regimes() -> list[Call]:
@@ -60,10 +62,13 @@ def regimes() -> list[Call]:
     plain = [("f32", 16), ("bf16", 128), ("f32", 1024), ("bf16", 16384), ("bf16", 262144)]
     full = [("bf16", 16), ("f32", 1024), ("f64", 2048), ("f32", 8192), ("bf16", 32000)]
     smoothed = FULL._replace(targets="int64")
+    split = Call(z_dtype="bf16", r_dtype="bf16", classes=262144)
     return [
         *[Call(z_dtype=z, r_dtype=z, classes=classes) for z, classes in plain],
         *[FULL._replace(z_dtype=z, r_dtype=z, classes=classes) for z, classes in full],
         *[smoothed._replace(z_dtype=z, r_dtype=z, classes=classes) for z, classes in full[1::2]],
+        *[call._replace(classes=32000) for call in (Call(), FULL, smoothed)],
+        *[split, split._replace(samples="many"), split._replace(grads=""), FEW_AND_COUNTED],
     ]
 
 
@@ -97,7 +102,7 @@ def check(call: Call, codes: list[Code]) -> None:
     assert codes
     for code in codes:
         assert code.spilled == 0, f"{code.spilled} bytes a thread in {code.kernel} {code.variant}"
-        if call.vectors and code.kernel in ("reduce_kernel", "per_sample_kernel"):
+        if call.vectors and code.kernel in TILED:
             check_widths(call, code)
 
 
@@ -105,12 +110,16 @@ def check_widths(call: Call, code: Code) -> None:
     """Logits, probabilities and gradient move 128 bits an instruction, and all of them do.
 
     A thread reads its share of a tile once, or twice where the gradient takes a second pass, and
-    not at all for the other head's gradient. Only the target's own logit is read alone, one a row.
+    not at all for the other head's gradient. A row that is split is read once for its sums, and
+    once for its gradient. Only the target's own logit is read alone, one a row.
     """
-    options = dict(code.variant)
+    reading = {"GRAD_Z": False, "DEFERRED": False, "ONE_BLOCK": False, "ROWS": 1, "SPLIT": 0}
+    options = reading | dict(code.variant)
     tile = options["ROWS"] * options["BLOCK_C"] // (32 * options["warps"])  # elements a thread
     passes = 2 if options["GRAD_Z"] and not options["ONE_BLOCK"] else 1
-    if options["DEFERRED"] and not options["GRAD_Z"]:
+    if options["SPLIT"]:
+        passes = int(options["GRAD_Z"])
+    elif options["DEFERRED"] and not options["GRAD_Z"]:
         passes = 0
     z_bytes = DTYPES[call.z_dtype].itemsize
     shares = {("z_ptr", "ld"): passes * tile * z_bytes}
@@ -213,7 +222,7 @@ def test_the_known_variants_are_those_that_calls_bring_about() -> None:
             seen[key[0]] |= {frozenset(pair) for pair in itertools.combinations(chosen, 2)}
 
     with launches_go_to(launch):
-        for call in (*pairwise(SPACE), *every_option()):
+        for call in (*pairwise(SPACE), *every_option(), FEW_AND_COUNTED):
             call.run()
     assert not strangers
     for kernel, found in seen.items():

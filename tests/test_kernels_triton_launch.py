@@ -20,6 +20,7 @@ from _cases import (
     Case,
     pairwise,
 )
+from _special_rows import SPECIAL_ROWS
 from triton.language import constexpr
 
 import fused_loss
@@ -103,29 +104,13 @@ def test_programs_walk_several_tiles(reduction, targets, strides, shrunken, back
     assert all(torch.equal(actual[name], again[name]) for name in actual)
 
 
-INF, NAN = float("inf"), float("nan")
-BLOCKS = {  # eleven classes in blocks of four
-    "first block -inf": [-INF] * 4 + [0.5, 1, 2, 3, 1, 0, -1],
-    "middle block -inf": [0.5, 1, 2, 3] + [-INF] * 4 + [1, 0, -1],
-    "last block -inf": [0.5, 1, 2, 3, 1, 0, -1, 2] + [-INF] * 3,
-    "all -inf": [-INF] * 11,
-    "a later +inf": [0.5] * 9 + [INF, 1],
-    "an early +inf": [INF] + [0.5] * 10,
-    "a later NaN": [0.5] * 9 + [NAN, 1],
-    "an early NaN": [NAN] + [0.5] * 10,
-    "rising": [-1e30] * 4 + [-1e4] * 4 + [1e4] * 3,
-    "falling": [1e30] * 4 + [1e4] * 4 + [-1e30] * 3,
-    "very negative": [-1e30] * 11,
-}
-
-
 @pytest.mark.parametrize(("targets", "smoothing"), [("hard", 0.0), ("hard", 0.25), ("soft", 0.25)])
-@pytest.mark.parametrize("row", BLOCKS)
+@pytest.mark.parametrize("row", SPECIAL_ROWS)
 def test_special_values_in_one_block(row, targets, smoothing, shrunken, backend, device):
     """A running maximum and sum meet them as the whole row would."""
     case = Case("none", targets=targets, smoothing=smoothing, shapes=((2, 1), (2, 11)))
     problem = case.problem(device)
-    problem.z[1] = torch.tensor(BLOCKS[row])
+    problem.z[1] = torch.tensor(SPECIAL_ROWS[row])
     actual, reference = fused(problem, backend), fused(problem, "reference")
     for name, value in actual.items():
         oracle = numpy(reference[name])

@@ -1,0 +1,184 @@
+"""Rows that several programs share, where there are fewer rows than multiprocessors.
+
+`slices_kernel` reads: of each slice of a row its maximum m, `s = Σ exp(z - m)`, A, B and K, and of
+the row z_t (see `triton_tiles`), published as (VALUES, positions, slices). `slice_tile`, in the
+launch that follows, puts the slices of its row together,
+
+    m = max m_i      s = Σ s_i · exp(m_i - m)      A = Σ A_i      B = Σ B_i + A_i · (m_i - m)
+
+as every program of that row does, in one order, and writes the gradient of its slice. No program
+waits for another; what one needs of the others was published by the launch before. Traffic:
+3·N·C·b bytes as for any row longer than a block, 2 of them from memory where the rows fit L2, and
+24 bytes a slice.
+
+With a mask, smoothed probabilities need K before the first q': there each program of the first
+launch reads the whole mask of its row.
+"""
+
+import triton
+import triton.language as tl
+from triton.language import constexpr
+
+from fused_loss.kernels.triton_math import divide, row_of
+from fused_loss.kernels.triton_passes import count_possible, loss_of, read_classes, write_classes
+from fused_loss.kernels.triton_targets import labels_of, logit_of
+
+VALUES = constexpr(6)  # m (0 while it is -inf), s, A, B, K, z_t
+
+
+@triton.jit
+def slices_kernel(
+    slices_ptr,  # (VALUES, positions, slices) in ACC
+    class_weight_ptr,  # (C,)
+    z_ptr,  # (N, C, S)
+    t_ptr,  # (N, S) or (N, C, S)
+    class_mask_ptr,  # (N, C, S) uint8
+    positions,
+    slices,  # a row
+    columns,  # a slice
+    S,
+    C,
+    z_stride_n,
+    z_stride_c,
+    z_stride_s,
+    t_stride_n,
+    t_stride_c,
+    t_stride_s,
+    class_mask_stride_n,
+    class_mask_stride_c,
+    class_mask_stride_s,
+    ignore_index,
+    smoothing: "fp64",
+    SOFT: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    SMOOTH: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """Program p·slices + i reads slice i of row p."""
+    pid = tl.program_id(0)
+    p = tl.full([1], pid // slices, tl.int64)
+    first = (pid % slices) * columns
+    last = tl.minimum(first + columns, C)
+    inside = p < positions
+    z_row = row_of((z_ptr, z_stride_n, z_stride_c, z_stride_s), p, S)
+    t_row = row_of((t_ptr, t_stride_n, t_stride_c, t_stride_s), p, S)
+    m_row = z_row
+    if HAS_MASK:
+        strides = (class_mask_stride_n, class_mask_stride_c, class_mask_stride_s)
+        m_row = row_of((class_mask_ptr, strides[0], strides[1], strides[2]), p, S)
+    count = tl.full([1], C, ACC)
+    if HAS_MASK and SOFT and SMOOTH:
+        count = count_possible(m_row, class_mask_stride_c, inside, 0, C, BLOCK_C, ACC)
+    even = divide(tl.full([], smoothing, ACC), tl.maximum(count, 1.0), ACC)
+    keep = tl.full([], 1.0 - smoothing, ACC)
+    shift, total, mass, cross, found = read_classes(
+        (z_row, t_row, m_row), (z_stride_c, t_stride_c, class_mask_stride_c), class_weight_ptr,
+        inside, first, last, keep, even, SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH, BLOCK_C, ACC,
+    )  # fmt: skip
+    if HAS_MASK and not (SOFT and SMOOTH):
+        count = found
+    _, label, legal, _ = labels_of(
+        t_row, class_weight_ptr, inside, C, ignore_index, SOFT, False, ACC
+    )
+    z_t = logit_of(z_row, m_row, z_stride_c, class_mask_stride_c, label, legal, SOFT, HAS_MASK, ACC)
+    to = slices_ptr + pid + tl.zeros([1], tl.int32)
+    step = positions * slices
+    tl.store(to, shift)
+    tl.store(to + step, total)
+    tl.store(to + 2 * step, mass)
+    tl.store(to + 3 * step, cross)
+    tl.store(to + 4 * step, count)
+    tl.store(to + 5 * step, z_t)
+
+
+@triton.jit
+def slice_tile(
+    slices_ptr,  # (VALUES, positions, slices) in ACC
+    z,  # (pointer, stride n, stride c, stride s), as all that follow
+    t,
+    g,
+    class_mask,
+    position_weight,
+    w_ptr,
+    pid,  # p·slices + i where GRAD, else p
+    scale,  # () d(total loss) / d(the row's weighted loss), in ACC
+    positions,
+    slices,
+    columns,
+    S,
+    C,
+    ignore_index,
+    smoothing,
+    SOFT: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    HAS_POSITION_WEIGHT: tl.constexpr,
+    SMOOTH: tl.constexpr,
+    GRAD: tl.constexpr,
+    MOST: tl.constexpr,  # slices at most
+    BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """The loss and the share of row p, (1,), 0 for all slices but the first; writes the gradient.
+
+    In place too: of the logits a program reads nothing but what it overwrites itself.
+    """
+    row = pid // slices if GRAD else pid
+    piece = pid % slices if GRAD else 0
+    i = tl.arange(0, MOST)[None, :]
+    of = slices_ptr + row * slices + i
+    step = positions * slices
+    there = i < slices
+    shifts = tl.load(of, mask=there, other=0.0)
+    totals = tl.load(of + step, mask=there, other=0.0)
+    m = tl.max(tl.where(totals == 0.0, float("-inf"), shifts), 1)
+    shift = tl.where(m == float("-inf"), 0.0, m)
+    moved = shifts - shift[:, None]
+    total = tl.sum(tl.where(totals == 0.0, 0.0, totals * tl.exp(moved)), 1)  # 0 · inf
+    mass = tl.zeros([1], ACC)
+    cross = tl.zeros([1], ACC)
+    if SOFT or SMOOTH:
+        masses = tl.load(of + 2 * step, mask=there, other=0.0)
+        crosses = tl.load(of + 3 * step, mask=there, other=0.0)
+        mass = tl.sum(masses, 1)
+        cross = tl.sum(tl.where(there, crosses + masses * moved, 0.0), 1)
+    if HAS_MASK:
+        counts = tl.load(of + 4 * step, mask=there, other=0.0)
+        # Of smoothed probabilities each slice has published the K of the row.
+        count = tl.max(counts, 1) if SOFT and SMOOTH else tl.sum(counts, 1)
+    else:
+        count = tl.full([1], C, ACC)
+    first_slice = slices_ptr + row * slices + tl.zeros([1], tl.int32)
+    z_t = tl.load(first_slice + 5 * step)
+
+    p = tl.full([1], row, tl.int64)
+    inside = p < positions
+    t_row = row_of(t, p, S)
+    even = divide(tl.full([], smoothing, ACC), tl.maximum(count, 1.0), ACC)
+    keep = tl.full([], 1.0 - smoothing, ACC)
+    labelled, label, _, share = labels_of(
+        t_row, w_ptr, inside, C, ignore_index, SOFT, HAS_WEIGHT, ACC
+    )
+    loss, mass, hit = loss_of(
+        shift, total, mass, cross, count, z_t, share, keep, even, SOFT, HAS_MASK, SMOOTH
+    )
+    row_scale = scale + tl.zeros([1], ACC)
+    if HAS_POSITION_WEIGHT:
+        weight = tl.load(row_of(position_weight, p, S), mask=labelled, other=0.0).to(ACC)
+        loss *= weight
+        share *= weight
+        row_scale *= weight
+    if GRAD:
+        z_row = row_of(z, p, S)
+        m_row = row_of(class_mask, p, S) if HAS_MASK else z_row
+        first = piece * columns
+        write_classes(
+            (z_row, t_row, m_row), (z[2], t[2], class_mask[2]), row_of(g, p, S), g[2], w_ptr,
+            inside, labelled, label, hit, shift, divide(mass, total, ACC), row_scale,
+            first, tl.minimum(first + columns, C), keep, even,
+            SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH, BLOCK_C, ACC,
+        )  # fmt: skip
+    counted = labelled & (piece == 0)
+    return tl.where(counted, loss, 0.0), tl.where(counted, share, 0.0)
