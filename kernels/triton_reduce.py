@@ -174,8 +174,8 @@ def reduce_kernel(
                     tile_losses, tile_shares = row_tile(
                         z, t, z_grad, class_mask, position_weight, class_weight_ptr, p,
                         p < positions, tl.full([ROWS], 1.0, ACC) * z_scale.to(ACC), S, C,
-                        ignore_index, smoothing, SOFT, HAS_WEIGHT, HAS_MASK, HAS_POSITION_WEIGHT, SMOOTH, GRAD_Z,
-                        INPLACE, ONE_BLOCK, BLOCK_C, ACC,
+                        ignore_index, smoothing, SOFT, HAS_WEIGHT, HAS_MASK, HAS_POSITION_WEIGHT,
+                        SMOOTH, GRAD_Z, INPLACE, ONE_BLOCK, BLOCK_C, ACC,
                     )  # fmt: skip
                     losses += tile_losses
                     row_shares += tile_shares

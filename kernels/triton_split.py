@@ -9,10 +9,11 @@ launch that follows, puts the slices of its row together,
 as every program of that row does, in one order, and writes the gradient of its slice. No program
 waits for another; what one needs of the others was published by the launch before. Traffic:
 3·N·C·b bytes as for any row longer than a block, 2 of them from memory where the rows fit L2, and
-24 bytes a slice.
+32 bytes a slice.
 
-With a mask, smoothed probabilities need K before the first q': there each program of the first
-launch reads the whole mask of its row.
+With a mask, smoothed probabilities need K before the first q', and K is not known before the second
+launch: there the first one reads its slice twice, for A and B of the targets themselves and for
+those of an even spread, and the second adds them in the shares that K gives.
 """
 
 import triton
@@ -20,10 +21,10 @@ import triton.language as tl
 from triton.language import constexpr
 
 from fused_loss.kernels.triton_math import divide, row_of
-from fused_loss.kernels.triton_passes import count_possible, loss_of, read_classes, write_classes
+from fused_loss.kernels.triton_passes import loss_of, read_classes, write_classes
 from fused_loss.kernels.triton_targets import labels_of, logit_of
 
-VALUES = constexpr(6)  # m (0 while it is -inf), s, A, B, K, z_t
+VALUES = constexpr(8)  # m (0 while it is -inf), s, A, B, K, z_t, and A and B of an even spread
 
 
 @triton.jit
@@ -68,29 +69,40 @@ def slices_kernel(
     if HAS_MASK:
         strides = (class_mask_stride_n, class_mask_stride_c, class_mask_stride_s)
         m_row = row_of((class_mask_ptr, strides[0], strides[1], strides[2]), p, S)
-    count = tl.full([1], C, ACC)
-    if HAS_MASK and SOFT and SMOOTH:
-        count = count_possible(m_row, class_mask_stride_c, inside, 0, C, BLOCK_C, ACC)
-    even = divide(tl.full([], smoothing, ACC), tl.maximum(count, 1.0), ACC)
+    rows, steps = (z_row, t_row, m_row), (z_stride_c, t_stride_c, class_mask_stride_c)
+    even = tl.zeros([1], ACC) + divide(tl.full([], smoothing, ACC), tl.full([], C, ACC), ACC)
     keep = tl.full([], 1.0 - smoothing, ACC)
-    shift, total, mass, cross, found = read_classes(
-        (z_row, t_row, m_row), (z_stride_c, t_stride_c, class_mask_stride_c), class_weight_ptr,
-        inside, first, last, keep, even, SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH, BLOCK_C, ACC,
+    step = positions * slices
+    to = slices_ptr + pid + tl.zeros([1], tl.int32)
+    shift, total, mass, cross, count = read_classes(
+        rows, steps, class_weight_ptr, inside, first, last, keep, even,
+        SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH and not (SOFT and HAS_MASK), BLOCK_C, ACC,
     )  # fmt: skip
-    if HAS_MASK and not (SOFT and SMOOTH):
-        count = found
+    if SOFT and SMOOTH and HAS_MASK:
+        _, _, spread, spread_cross, _ = read_classes(
+            rows, steps, class_weight_ptr, inside, first, last, keep, even,
+            False, HAS_WEIGHT, HAS_MASK, True, BLOCK_C, ACC,
+        )  # fmt: skip
+        tl.store(to + 6 * step, spread)
+        tl.store(to + 7 * step, spread_cross)
     _, label, legal, _ = labels_of(
         t_row, class_weight_ptr, inside, C, ignore_index, SOFT, False, ACC
     )
     z_t = logit_of(z_row, m_row, z_stride_c, class_mask_stride_c, label, legal, SOFT, HAS_MASK, ACC)
-    to = slices_ptr + pid + tl.zeros([1], tl.int32)
-    step = positions * slices
     tl.store(to, shift)
     tl.store(to + step, total)
     tl.store(to + 2 * step, mass)
     tl.store(to + 3 * step, cross)
     tl.store(to + 4 * step, count)
     tl.store(to + 5 * step, z_t)
+
+
+@triton.jit
+def whole(of, step, there, moved):
+    """A and B of the row, (1,), from those of its slices: at `of`, and `step` further."""
+    masses = tl.load(of, mask=there, other=0.0)
+    crosses = tl.load(of + step, mask=there, other=0.0)
+    return tl.sum(masses, 1), tl.sum(tl.where(there, crosses + masses * moved, 0.0), 1)
 
 
 @triton.jit
@@ -137,27 +149,24 @@ def slice_tile(
     shift = tl.where(m == float("-inf"), 0.0, m)
     moved = shifts - shift[:, None]
     total = tl.sum(tl.where(totals == 0.0, 0.0, totals * tl.exp(moved)), 1)  # 0 · inf
+    count = tl.full([1], C, ACC)
+    if HAS_MASK:
+        count = tl.sum(tl.load(of + 4 * step, mask=there, other=0.0), 1)
+    even = divide(tl.full([], smoothing, ACC), tl.maximum(count, 1.0), ACC)
+    keep = tl.full([], 1.0 - smoothing, ACC)
     mass = tl.zeros([1], ACC)
     cross = tl.zeros([1], ACC)
     if SOFT or SMOOTH:
-        masses = tl.load(of + 2 * step, mask=there, other=0.0)
-        crosses = tl.load(of + 3 * step, mask=there, other=0.0)
-        mass = tl.sum(masses, 1)
-        cross = tl.sum(tl.where(there, crosses + masses * moved, 0.0), 1)
-    if HAS_MASK:
-        counts = tl.load(of + 4 * step, mask=there, other=0.0)
-        # Of smoothed probabilities each slice has published the K of the row.
-        count = tl.max(counts, 1) if SOFT and SMOOTH else tl.sum(counts, 1)
-    else:
-        count = tl.full([1], C, ACC)
-    first_slice = slices_ptr + row * slices + tl.zeros([1], tl.int32)
-    z_t = tl.load(first_slice + 5 * step)
+        mass, cross = whole(of + 2 * step, step, there, moved)
+        if SOFT and SMOOTH and HAS_MASK:
+            spread, spread_cross = whole(of + 6 * step, step, there, moved)
+            mass = keep * mass + even * spread
+            cross = tl.where(keep == 0.0, 0.0, keep * cross) + even * spread_cross  # 0 · inf
+    z_t = tl.load(slices_ptr + row * slices + tl.zeros([1], tl.int32) + 5 * step)
 
     p = tl.full([1], row, tl.int64)
     inside = p < positions
     t_row = row_of(t, p, S)
-    even = divide(tl.full([], smoothing, ACC), tl.maximum(count, 1.0), ACC)
-    keep = tl.full([], 1.0 - smoothing, ACC)
     labelled, label, _, share = labels_of(
         t_row, w_ptr, inside, C, ignore_index, SOFT, HAS_WEIGHT, ACC
     )

@@ -7,16 +7,14 @@ the launcher does, and the guard in conftest.py holds every launch of every test
 from __future__ import annotations
 
 import functools
-import inspect
 import itertools
 import random
 from typing import Any
 
 import triton.language as tl
 
+from fused_loss.bench.ahead import Variant
 from fused_loss.kernels import triton_table
-
-Variant = tuple[str, tuple[tuple[str, Any], ...]]
 
 DRAWS = 6000  # combinations, to see which pairs of values exist
 _SWITCH = (False, True)
@@ -41,18 +39,6 @@ OF_CLASSIFICATION = (
     "GRAD_Z", "SOFT", "HAS_WEIGHT", "HAS_MASK", "SMOOTH", "HAS_POSITION_WEIGHT", "INPLACE",
 )  # fmt: skip
 OF_COMBINED = ("HAS_MASK", "HAS_POSITION_WEIGHT", "HAS_ELEMENT_WEIGHT", "IGNORE_NAN", "INPLACE")
-
-
-@functools.cache
-def _constexprs(function: Any) -> tuple[str, ...]:
-    annotations = inspect.signature(function).parameters.values()
-    return tuple(p.name for p in annotations if p.annotation is tl.constexpr)
-
-
-def variant(kernel: Any, warps: int, arguments: dict[str, Any]) -> Variant:
-    """The variant that a launch with these arguments runs."""
-    values = [(name, arguments[name]) for name in _constexprs(kernel.fn)]
-    return kernel.fn.__name__, (*values, ("warps", warps))
 
 
 @functools.cache

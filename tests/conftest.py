@@ -27,7 +27,9 @@ def _known_variants(request: pytest.FixtureRequest) -> Iterator[None]:
     if launcher is None or "shrunken" in request.fixturenames:
         yield
         return
-    from _variants import known, variant
+    from _variants import known
+
+    from fused_loss.bench.ahead import variant
 
     original = launcher.launch
 

@@ -13,19 +13,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 import triton.language as tl
-from _aot import GFX942, SM_90, Code, Compiler
-from _calls import (
-    DTYPES,
-    SPACE,
-    Call,
-    every_option,
-    launches_go_to,
-    pairs,
-    pairwise,
-    samples,
-)
-from _variants import known, names, option_pairs, variant
+from _calls import SPACE, every_option, pairs, pairwise, samples
+from _variants import known, names, option_pairs
 
+from fused_loss.bench.ahead import GFX942, SM_90, Code, Compiler, variant
+from fused_loss.bench.calls import DTYPES, Call, launches_go_to
 from fused_loss.kernels import triton_launch, triton_table
 from fused_loss.kernels.triton_scale import scale_kernel
 
@@ -128,11 +120,13 @@ def check_widths(call: Call, code: Code) -> None:
     if options["GRAD_Z"]:
         shares["z_grad_ptr", "st"] = tile * z_bytes
     for key, share in shares.items():
-        counts = Counter({a.bits: a.count for a in code.accesses if (a.pointer, a.kind) == key})
+        counts = Counter({a.bits: a.number for a in code.accesses if (a.pointer, a.kind) == key})
         assert counts.pop(128, 0) == share // 16
         alone = options["ROWS"] if key == ("z_ptr", "ld") and not options["SOFT"] else 0
         assert sum(counts.values()) <= alone
-    assert code.wide_loads >= sum(a.count for a in code.accesses if (a.kind, a.bits) == ("ld", 128))
+    assert code.wide_loads >= sum(
+        a.number for a in code.accesses if (a.kind, a.bits) == ("ld", 128)
+    )
 
 
 @pytest.mark.parametrize("call", [*pairwise(SPACE), *regimes()], ids=name)
@@ -178,7 +172,7 @@ def check_bits(code: Code, pointer: str, kind: str, bits: int) -> None:
     if "ROWS" not in options or not (kind == "ld" or options["GRAD_Z"]):
         return
     counts = Counter(
-        {a.bits: a.count for a in code.accesses if (a.pointer, a.kind) == (pointer, kind)}
+        {a.bits: a.number for a in code.accesses if (a.pointer, a.kind) == (pointer, kind)}
     )
     assert counts.pop(bits, 0)
     assert sum(counts.values()) <= (options["ROWS"] if kind == "ld" else 0)

@@ -147,6 +147,18 @@ def test_special_values_in_one_slice(row, targets, smoothing, shrunken, backend,
 
 
 @PLACES
+@pytest.mark.parametrize("smoothing", [0.25, 1.0])
+@pytest.mark.parametrize("mask", ["classes", "positions", "trap"])
+def test_smoothed_probabilities_and_a_mask(mask, smoothing, shrunken, backend, device):
+    """K is known only when the slices meet; at 1.0 nothing is left of the targets."""
+    case = replace(EVERY_OPTION, targets="soft", mask=mask, smoothing=smoothing)
+    problem = replace(case, shapes=SHAPES["NC"]).problem(device)
+    actual, forward, _ = launched(problem)
+    assert forward == KERNELS
+    assert_matches(problem, actual, fused(problem, "reference"))
+
+
+@PLACES
 def test_without_a_gradient_a_program_a_row(shrunken, backend, device):
     """The same loss, to the bit; the second launch reads no logit."""
     problem = replace(EVERY_OPTION, shapes=SHAPES["NC"]).problem(device)
