@@ -60,7 +60,7 @@ def slices_kernel(
     """Program p·slices + i reads slice i of row p."""
     pid = tl.program_id(0)
     p = tl.full([1], pid // slices, tl.int64)
-    first = (pid % slices) * columns
+    first = (pid % slices).to(tl.int64) * columns
     last = tl.minimum(first + columns, C)
     inside = p < positions
     z_row = row_of((z_ptr, z_stride_n, z_stride_c, z_stride_s), p, S)
@@ -182,7 +182,7 @@ def slice_tile(
     if GRAD:
         z_row = row_of(z, p, S)
         m_row = row_of(class_mask, p, S) if HAS_MASK else z_row
-        first = piece * columns
+        first = piece.to(tl.int64) * columns
         write_classes(
             (z_row, t_row, m_row), (z[2], t[2], class_mask[2]), row_of(g, p, S), g[2], w_ptr,
             inside, labelled, label, hit, shift, divide(mass, total, ACC), row_scale,

@@ -224,7 +224,6 @@ ELSEWHERE = {
     "kernels/triton_math.py": "test_kernels_triton_reduce.py",
     "kernels/triton_heads.py": "test_kernels_triton_launch.py",
     "kernels/triton_counts.py": "test_kernels_triton_launch.py",
-    "kernels/triton_table.py": "test_kernels_triton_launch.py",
     "bench/ahead.py": "test_kernels_compiled.py",
     "bench/calls.py": "test_kernels_compiled.py",
     "bench/tables.py": "test_bench_report.py",
