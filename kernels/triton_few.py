@@ -14,7 +14,7 @@ OF_BOTH = (
     "class_weight_ptr", "z_ptr", "t_ptr", "class_mask_ptr", "S", "C",
     "z_stride_n", "z_stride_c", "z_stride_s", "t_stride_n", "t_stride_c", "t_stride_s",
     "class_mask_stride_n", "class_mask_stride_c", "class_mask_stride_s", "ignore_index",
-    "smoothing", "SOFT", "HAS_WEIGHT", "HAS_MASK", "SMOOTH", "BLOCK_C", "ACC",
+    "smoothing", "SOFT", "HAS_WEIGHT", "HAS_MASK", "SMOOTH", "UNIT", "BLOCK_C", "ACC",
 )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from triton.language import constexpr
 
-from fused_loss.kernels.triton_math import divide, row_of
+from fused_loss.kernels.triton_math import divide, multiple_of, row_of, rows_at
 from fused_loss.kernels.triton_passes import loss_of, read_classes, write_classes
 from fused_loss.kernels.triton_targets import labels_of, logit_of
 
@@ -54,21 +54,26 @@ def slices_kernel(
     HAS_WEIGHT: tl.constexpr,
     HAS_MASK: tl.constexpr,
     SMOOTH: tl.constexpr,
+    UNIT: tl.constexpr,
     BLOCK_C: tl.constexpr,
     ACC: tl.constexpr,
 ):
     """Program p·slices + i reads slice i of row p."""
     pid = tl.program_id(0)
+    C = multiple_of(C, UNIT)
     p = tl.full([1], pid // slices, tl.int64)
     first = (pid % slices).to(tl.int64) * columns
     last = tl.minimum(first + columns, C)
     inside = p < positions
-    z_row = row_of((z_ptr, z_stride_n, z_stride_c, z_stride_s), p, S)
-    t_row = row_of((t_ptr, t_stride_n, t_stride_c, t_stride_s), p, S)
+    z_row = row_of(rows_at(z_ptr, z_stride_n, z_stride_c, z_stride_s, UNIT), p, S)
+    soft_unit: tl.constexpr = UNIT if SOFT else 1
+    t_row = row_of(rows_at(t_ptr, t_stride_n, t_stride_c, t_stride_s, soft_unit), p, S)
     m_row = z_row
     if HAS_MASK:
-        strides = (class_mask_stride_n, class_mask_stride_c, class_mask_stride_s)
-        m_row = row_of((class_mask_ptr, strides[0], strides[1], strides[2]), p, S)
+        class_mask = rows_at(
+            class_mask_ptr, class_mask_stride_n, class_mask_stride_c, class_mask_stride_s, UNIT
+        )
+        m_row = row_of(class_mask, p, S)
     rows, steps = (z_row, t_row, m_row), (z_stride_c, t_stride_c, class_mask_stride_c)
     even = tl.zeros([1], ACC) + divide(tl.full([], smoothing, ACC), tl.full([], C, ACC), ACC)
     keep = tl.full([], 1.0 - smoothing, ACC)
@@ -98,11 +103,12 @@ def slices_kernel(
 
 
 @triton.jit
-def whole(of, step, there, moved):
+def whole(of, step, there, moved, ACC: tl.constexpr):
     """A and B of the row, (1,), from those of its slices: at `of`, and `step` further."""
     masses = tl.load(of, mask=there, other=0.0)
     crosses = tl.load(of + step, mask=there, other=0.0)
-    return tl.sum(masses, 1), tl.sum(tl.where(there, crosses + masses * moved, 0.0), 1)
+    cross = tl.where(there, crosses + masses * moved, 0.0).to(tl.float64)
+    return tl.sum(masses.to(tl.float64), 1).to(ACC), tl.sum(cross, 1).to(ACC)
 
 
 @triton.jit
@@ -148,7 +154,8 @@ def slice_tile(
     m = tl.max(tl.where(totals == 0.0, float("-inf"), shifts), 1)
     shift = tl.where(m == float("-inf"), 0.0, m)
     moved = shifts - shift[:, None]
-    total = tl.sum(tl.where(totals == 0.0, 0.0, totals * tl.exp(moved)), 1)  # 0 · inf
+    terms = tl.where(totals == 0.0, 0.0, totals * tl.exp(moved))  # 0 · inf
+    total = tl.sum(terms.to(tl.float64), 1).to(ACC)
     count = tl.full([1], C, ACC)
     if HAS_MASK:
         count = tl.sum(tl.load(of + 4 * step, mask=there, other=0.0), 1)
@@ -157,9 +164,9 @@ def slice_tile(
     mass = tl.zeros([1], ACC)
     cross = tl.zeros([1], ACC)
     if SOFT or SMOOTH:
-        mass, cross = whole(of + 2 * step, step, there, moved)
+        mass, cross = whole(of + 2 * step, step, there, moved, ACC)
         if SOFT and SMOOTH and HAS_MASK:
-            spread, spread_cross = whole(of + 6 * step, step, there, moved)
+            spread, spread_cross = whole(of + 6 * step, step, there, moved, ACC)
             mass = keep * mass + even * spread
             cross = tl.where(keep == 0.0, 0.0, keep * cross) + even * spread_cross  # 0 · inf
     z_t = tl.load(slices_ptr + row * slices + tl.zeros([1], tl.int32) + 5 * step)

@@ -16,6 +16,7 @@ import triton.language as tl
 from fused_loss.bench.ahead import Variant
 from fused_loss.kernels import triton_table
 
+UNITS = (1, 2, 4, 8)
 DRAWS = 6000  # combinations, to see which pairs of values exist
 _SWITCH = (False, True)
 _KINDS = ("number", "tensor", "own", "counted")
@@ -52,7 +53,7 @@ def known(key: Variant) -> bool:
         return c["warps"] == 4 and _count_known(c)
     if kernel == "slices_kernel":
         tile = _split_tile(_values(c), _itemsize(c))
-        return (c["BLOCK_C"], c["warps"]) == (tile.block_c, tile.warps)
+        return (c["BLOCK_C"], c["warps"]) == (tile.block_c, tile.warps) and c["UNIT"] in UNITS
     return _options_known(kernel, c) and _tiling_known(kernel, c)
 
 
@@ -125,7 +126,7 @@ def _tiling_known(kernel: str, c: dict[str, Any]) -> bool:
         tiles = frozenset([_split_tile(_values(c), _itemsize(c))])
     if kernel == "per_sample_kernel" and not c["HAS_CLASSIFICATION"]:
         tiles = frozenset(tile._replace(rows=block_m) for tile in tiles)
-    units = (1, 2, 4, 8) if c["HAS_CLASSIFICATION"] else (1,)
+    units = UNITS if c["HAS_CLASSIFICATION"] else (1,)
     return rest and c["UNIT"] in units and (rows, c["BLOCK_C"], c["ONE_BLOCK"], c["warps"]) in tiles
 
 

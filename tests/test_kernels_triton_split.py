@@ -13,7 +13,6 @@ from _cases import (
     F32,
     F64,
     FACTORS,
-    INTERPRETED,
     PRODUCT,
     TRITON_PLACES,
     Case,
@@ -76,7 +75,7 @@ def test_every_option(case, shrunken, backend, device):
     assert names[0] == "slices_kernel"
     assert names[-1] == "reduce_kernel"
     assert names[1:-1] in ([], ["count_kernel"])
-    assert_matches(problem, actual, fused(problem, "reference"), INTERPRETED)
+    assert_matches(problem, actual, fused(problem, "reference"))
 
 
 @PLACES
