@@ -21,7 +21,7 @@ A position p = n·S + s of logits (N, C, S) lies at n·stride_n + s·stride_s; S
 import triton
 import triton.language as tl
 
-from fused_loss.kernels.triton_math import divide, element_of, rounded, row_of, row_sums
+from fused_loss.kernels.triton_math import divide, element_of, multiple_of, rounded, row_of, row_sums
 
 
 @triton.jit
@@ -93,6 +93,7 @@ def row_tile(
     GRAD: tl.constexpr,
     INPLACE: tl.constexpr,  # g is z
     ONE_BLOCK: tl.constexpr,
+    UNIT: tl.constexpr,  # a power of two that divides C and the strides n and s of rows of classes
     BLOCK_C: tl.constexpr,
     ACC: tl.constexpr,
 ):
@@ -101,8 +102,10 @@ def row_tile(
     The share of a row is what it adds to the denominator of "mean": `class_weight[t]`, or 1, times
     the weight of the position.
     """
-    z_row, t_row, g_row = row_of(z, p, S), row_of(t, p, S), row_of(g, p, S)  # (ROWS,)
-    m_row = row_of(class_mask, p, S) if HAS_MASK else z_row
+    C = multiple_of(C, UNIT)
+    z_row, g_row = row_of(z, p, S, UNIT), row_of(g, p, S, UNIT)  # (ROWS,)
+    t_row = row_of(t, p, S, UNIT) if SOFT else row_of(t, p, S)
+    m_row = row_of(class_mask, p, S, UNIT) if HAS_MASK else z_row
     m_rows, m_step = m_row[:, None], class_mask[2]
     c = tl.arange(0, BLOCK_C)[None, :].to(tl.int64)
     w = class_weights(w_ptr, c, C, HAS_WEIGHT, ACC)
