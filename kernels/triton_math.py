@@ -55,15 +55,12 @@ def multiple_of(x, UNIT: tl.constexpr):
 
 
 @triton.jit
-def rows_at(ptr, stride_n, stride_c, stride_s, UNIT: tl.constexpr):
-    """Rows that begin at multiples of UNIT elements."""
-    return ptr, multiple_of(stride_n, UNIT), stride_c, multiple_of(stride_s, UNIT)
+def row_of(x, p, S, UNIT: tl.constexpr = 1):
+    """The addresses of the rows of positions p = n·S + s; x is (pointer, stride n, c, s).
 
-
-@triton.jit
-def row_of(x, p, S):
-    """The addresses of the rows of positions p = n·S + s; x is (pointer, stride n, c, s)."""
-    return x[0] + (p // S) * x[1] + (p % S) * x[3]
+    The strides n and s are multiples of UNIT.
+    """
+    return x[0] + (p // S) * multiple_of(x[1], UNIT) + (p % S) * multiple_of(x[3], UNIT)
 
 
 @triton.jit

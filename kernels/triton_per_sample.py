@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from fused_loss.kernels.triton_counts import count_labels
-from fused_loss.kernels.triton_math import divide, element_of, head_weights, multiple_of, rows_at
+from fused_loss.kernels.triton_math import divide, element_of, head_weights
 from fused_loss.kernels.triton_tiles import error_tile, row_tile
 
 
@@ -98,13 +98,10 @@ def per_sample_kernel(
     y = (y_ptr, y_stride_n, y_stride_d)
     r_grad = (r_grad_ptr, r_grad_stride_n, r_grad_stride_d)
     element_weight = (element_weight_ptr, element_weight_stride_n, element_weight_stride_d)
-    C = multiple_of(C, UNIT)
-    z = rows_at(z_ptr, z_stride_n, z_stride_c, z_stride_s, UNIT)
-    t = rows_at(t_ptr, t_stride_n, t_stride_c, t_stride_s, UNIT if SOFT else 1)
-    z_grad = rows_at(z_grad_ptr, z_grad_stride_n, z_grad_stride_c, z_grad_stride_s, UNIT)
-    class_mask = rows_at(
-        class_mask_ptr, class_mask_stride_n, class_mask_stride_c, class_mask_stride_s, UNIT
-    )
+    z = (z_ptr, z_stride_n, z_stride_c, z_stride_s)
+    t = (t_ptr, t_stride_n, t_stride_c, t_stride_s)
+    z_grad = (z_grad_ptr, z_grad_stride_n, z_grad_stride_c, z_grad_stride_s)
+    class_mask = (class_mask_ptr, class_mask_stride_n, class_mask_stride_c, class_mask_stride_s)
     position_weight = (position_weight_ptr, position_weight_stride_n, 0, position_weight_stride_s)
     reg, cls = head_weights(weights_ptr, weights_stride, w_reg, w_cls, WEIGHTS, tl.float64)
     for group in range(tl.program_id(0), tl.cdiv(samples, SAMPLES), tl.num_programs(0)):
@@ -124,7 +121,7 @@ def per_sample_kernel(
                     z, t, z_grad, class_mask, position_weight, class_weight_ptr, n, inside,
                     (cls * upstream).to(ACC), S, C, ignore_index, smoothing,
                     SOFT, HAS_WEIGHT, HAS_MASK, HAS_POSITION_WEIGHT, SMOOTH, GRAD_Z, INPLACE,
-                    ONE_BLOCK, BLOCK_C, ACC,
+                    ONE_BLOCK, UNIT, BLOCK_C, ACC,
                 )  # fmt: skip
             else:
                 first = tl.full([], group, tl.int64) * S
@@ -144,7 +141,7 @@ def per_sample_kernel(
                         z, t, z_grad, class_mask, position_weight, class_weight_ptr, first + s,
                         s < S, scale + tl.zeros([ROWS], ACC), S, C, ignore_index, smoothing,
                         SOFT, HAS_WEIGHT, HAS_MASK, HAS_POSITION_WEIGHT, SMOOTH, GRAD_Z, INPLACE,
-                        ONE_BLOCK, BLOCK_C, ACC,
+                        ONE_BLOCK, UNIT, BLOCK_C, ACC,
                     )  # fmt: skip
                     losses += tile_losses
                 ce += (tl.sum(losses, 0) / labels).to(ACC)

@@ -32,7 +32,7 @@ from fused_loss.kernels.triton_counts import (
     last_to_arrive,
     sum_partials,
 )
-from fused_loss.kernels.triton_math import head_weights, mean_of, multiple_of, rows_at
+from fused_loss.kernels.triton_math import head_weights, mean_of
 from fused_loss.kernels.triton_split import slice_tile
 from fused_loss.kernels.triton_tiles import error_tile, row_tile
 
@@ -128,13 +128,10 @@ def reduce_kernel(
     y = (y_ptr, y_stride_n, y_stride_d)
     r_grad = (r_grad_ptr, r_grad_stride_n, r_grad_stride_d)
     element_weight = (element_weight_ptr, element_weight_stride_n, element_weight_stride_d)
-    C = multiple_of(C, UNIT)
-    z = rows_at(z_ptr, z_stride_n, z_stride_c, z_stride_s, UNIT)
-    t = rows_at(t_ptr, t_stride_n, t_stride_c, t_stride_s, UNIT if SOFT else 1)
-    z_grad = rows_at(z_grad_ptr, z_grad_stride_n, z_grad_stride_c, z_grad_stride_s, UNIT)
-    class_mask = rows_at(
-        class_mask_ptr, class_mask_stride_n, class_mask_stride_c, class_mask_stride_s, UNIT
-    )
+    z = (z_ptr, z_stride_n, z_stride_c, z_stride_s)
+    t = (t_ptr, t_stride_n, t_stride_c, t_stride_s)
+    z_grad = (z_grad_ptr, z_grad_stride_n, z_grad_stride_c, z_grad_stride_s)
+    class_mask = (class_mask_ptr, class_mask_stride_n, class_mask_stride_c, class_mask_stride_s)
     position_weight = (position_weight_ptr, position_weight_stride_n, 0, position_weight_stride_s)
     reg, cls = head_weights(weights_ptr, weights_stride, w_reg, w_cls, WEIGHTS, tl.float64)
     r_scale, z_scale = reg, cls
@@ -164,7 +161,7 @@ def reduce_kernel(
                     slices_ptr, z, t, z_grad, class_mask, position_weight, class_weight_ptr, pid,
                     z_scale.to(ACC), positions, slices, columns, S, C, ignore_index, smoothing,
                     SOFT, HAS_WEIGHT, HAS_MASK, HAS_POSITION_WEIGHT, SMOOTH, GRAD_Z,
-                    SPLIT, BLOCK_C, ACC,
+                    SPLIT, UNIT, BLOCK_C, ACC,
                 )  # fmt: skip
             else:
                 losses = tl.zeros([ROWS], tl.float64)
@@ -175,7 +172,7 @@ def reduce_kernel(
                         z, t, z_grad, class_mask, position_weight, class_weight_ptr, p,
                         p < positions, tl.full([ROWS], 1.0, ACC) * z_scale.to(ACC), S, C,
                         ignore_index, smoothing, SOFT, HAS_WEIGHT, HAS_MASK, HAS_POSITION_WEIGHT,
-                        SMOOTH, GRAD_Z, INPLACE, ONE_BLOCK, BLOCK_C, ACC,
+                        SMOOTH, GRAD_Z, INPLACE, ONE_BLOCK, UNIT, BLOCK_C, ACC,
                     )  # fmt: skip
                     losses += tile_losses
                     row_shares += tile_shares

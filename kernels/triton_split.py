@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from triton.language import constexpr
 
-from fused_loss.kernels.triton_math import divide, multiple_of, row_of, rows_at
+from fused_loss.kernels.triton_math import divide, multiple_of, row_of
 from fused_loss.kernels.triton_passes import loss_of, read_classes, write_classes
 from fused_loss.kernels.triton_targets import labels_of, logit_of
 
@@ -65,15 +65,13 @@ def slices_kernel(
     first = (pid % slices).to(tl.int64) * columns
     last = tl.minimum(first + columns, C)
     inside = p < positions
-    z_row = row_of(rows_at(z_ptr, z_stride_n, z_stride_c, z_stride_s, UNIT), p, S)
-    soft_unit: tl.constexpr = UNIT if SOFT else 1
-    t_row = row_of(rows_at(t_ptr, t_stride_n, t_stride_c, t_stride_s, soft_unit), p, S)
+    z_row = row_of((z_ptr, z_stride_n, z_stride_c, z_stride_s), p, S, UNIT)
+    t = (t_ptr, t_stride_n, t_stride_c, t_stride_s)
+    t_row = row_of(t, p, S, UNIT) if SOFT else row_of(t, p, S)
     m_row = z_row
     if HAS_MASK:
-        class_mask = rows_at(
-            class_mask_ptr, class_mask_stride_n, class_mask_stride_c, class_mask_stride_s, UNIT
-        )
-        m_row = row_of(class_mask, p, S)
+        class_mask = (class_mask_ptr, class_mask_stride_n, class_mask_stride_c, class_mask_stride_s)
+        m_row = row_of(class_mask, p, S, UNIT)
     rows, steps = (z_row, t_row, m_row), (z_stride_c, t_stride_c, class_mask_stride_c)
     even = tl.zeros([1], ACC) + divide(tl.full([], smoothing, ACC), tl.full([], C, ACC), ACC)
     keep = tl.full([], 1.0 - smoothing, ACC)
@@ -136,6 +134,7 @@ def slice_tile(
     SMOOTH: tl.constexpr,
     GRAD: tl.constexpr,
     MOST: tl.constexpr,  # slices at most
+    UNIT: tl.constexpr,
     BLOCK_C: tl.constexpr,
     ACC: tl.constexpr,
 ):
@@ -173,7 +172,8 @@ def slice_tile(
 
     p = tl.full([1], row, tl.int64)
     inside = p < positions
-    t_row = row_of(t, p, S)
+    t_row = row_of(t, p, S, UNIT) if SOFT else row_of(t, p, S)
+    C = multiple_of(C, UNIT)
     labelled, label, _, share = labels_of(
         t_row, w_ptr, inside, C, ignore_index, SOFT, HAS_WEIGHT, ACC
     )
@@ -187,11 +187,11 @@ def slice_tile(
         share *= weight
         row_scale *= weight
     if GRAD:
-        z_row = row_of(z, p, S)
-        m_row = row_of(class_mask, p, S) if HAS_MASK else z_row
+        z_row = row_of(z, p, S, UNIT)
+        m_row = row_of(class_mask, p, S, UNIT) if HAS_MASK else z_row
         first = piece.to(tl.int64) * columns
         write_classes(
-            (z_row, t_row, m_row), (z[2], t[2], class_mask[2]), row_of(g, p, S), g[2], w_ptr,
+            (z_row, t_row, m_row), (z[2], t[2], class_mask[2]), row_of(g, p, S, UNIT), g[2], w_ptr,
             inside, labelled, label, hit, shift, divide(mass, total, ACC), row_scale,
             first, tl.minimum(first + columns, C), keep, even,
             SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH, BLOCK_C, ACC,

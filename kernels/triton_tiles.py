@@ -21,7 +21,14 @@ A position p = n·S + s of logits (N, C, S) lies at n·stride_n + s·stride_s; S
 import triton
 import triton.language as tl
 
-from fused_loss.kernels.triton_math import divide, element_of, rounded, row_of, row_sums
+from fused_loss.kernels.triton_math import (
+    divide,
+    element_of,
+    multiple_of,
+    rounded,
+    row_of,
+    row_sums,
+)
 from fused_loss.kernels.triton_passes import count_possible, loss_of, read_classes, write_classes
 from fused_loss.kernels.triton_targets import (
     class_targets,
@@ -56,6 +63,7 @@ def row_tile(
     GRAD: tl.constexpr,
     INPLACE: tl.constexpr,  # g is z
     ONE_BLOCK: tl.constexpr,
+    UNIT: tl.constexpr,  # a power of two that divides C and the strides n and s of rows of classes
     BLOCK_C: tl.constexpr,
     ACC: tl.constexpr,
 ):
@@ -64,8 +72,10 @@ def row_tile(
     The share of a row is what it adds to the denominator of "mean": `class_weight[t]`, or 1, times
     the weight of the position.
     """
-    z_row, t_row, g_row = row_of(z, p, S), row_of(t, p, S), row_of(g, p, S)  # (ROWS,)
-    m_row = row_of(class_mask, p, S) if HAS_MASK else z_row
+    C = multiple_of(C, UNIT)
+    z_row, g_row = row_of(z, p, S, UNIT), row_of(g, p, S, UNIT)  # (ROWS,)
+    t_row = row_of(t, p, S, UNIT) if SOFT else row_of(t, p, S)
+    m_row = row_of(class_mask, p, S, UNIT) if HAS_MASK else z_row
     rows, steps = (z_row, t_row, m_row), (z[2], t[2], class_mask[2])
     keep = tl.full([], 1.0 - smoothing, ACC)
     labelled, label, legal, share = labels_of(
