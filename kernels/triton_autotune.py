@@ -60,7 +60,7 @@ def tuned(plan: Plan, again: Callable[[Tile], Plan], run: Callable[[Plan], objec
 def candidates(launch: Launch) -> list[Tile]:
     """The tile of a launch and its neighbours: twice and half the rows, the warps, the block."""
     c = launch.arguments
-    if not c.get("HAS_CLASSIFICATION"):
+    if not c["HAS_CLASSIFICATION"] or c.get("SPLIT"):
         return []
     table = Tile(c["ROWS"], c["BLOCK_C"], c["ONE_BLOCK"], launch.warps)
     steps: list[tuple[float, float, float]]  # of rows, block and warps

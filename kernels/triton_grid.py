@@ -15,7 +15,8 @@ Signature = tuple[torch.Size, tuple[int, ...], torch.dtype]
 
 
 @functools.cache
-def _processors(device: torch.device) -> int:
+def processors(device: torch.device) -> int:
+    """How many multiprocessors a device has."""
     if device.type == "cpu":
         return INTERPRETER_PROCESSORS
     return torch.cuda.get_device_properties(device).multi_processor_count
@@ -23,7 +24,7 @@ def _processors(device: torch.device) -> int:
 
 def programs(tiles: int, warps: int, device: torch.device) -> int:
     """One wave of resident programs at the most: each walks its tiles in a loop."""
-    return max(1, min(tiles, _processors(device) * max(1, 32 // warps)))
+    return max(1, min(tiles, processors(device) * max(1, 32 // warps)))
 
 
 def cdiv(a: int, b: int) -> int:

@@ -6,6 +6,7 @@ call with this signature, and `Input` says which of them a kernel's pointer is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -63,10 +64,10 @@ class Heads:
         self.soft = self.z.tensor is not None and tensors.probabilities
         self.smooth = self.z.tensor is not None and spec.label_smoothing > 0
         between_rows = self.z.stride_s if self.z.positions > 1 else self.z.stride_n
-        adjacent = self.z.stride_c == 1 or self.z.stride_c < between_rows
+        self.adjacent = self.z.stride_c == 1 or self.z.stride_c < between_rows
         targets = self.soft or self.smooth or self.class_weight
-        values = 1 + targets + (self.class_mask.tensor is not None)
-        self.tile = tile(self.z.classes, adjacent, values, self.dtype.itemsize)
+        self.values = 1 + targets + (self.class_mask.tensor is not None)
+        self.tile = tile(self.z.classes, self.adjacent, self.values, self.dtype.itemsize)
 
     def _reads(self, pointer: str, name: str, copied: bool) -> None:
         self.inputs[pointer] = Input(PLACES[name], torch.Tensor.contiguous if copied else None)
@@ -154,8 +155,20 @@ class Heads:
             "GRAD_Z": self.z_grad is not None,
             "INPLACE": self.z_grad is not None and self.spec.inplace_gradient,
             "ONE_BLOCK": self.tile.one_block,
+            "UNIT": self._unit(),
             "BLOCK_C": self.tile.block_c,
         }
+
+    def _unit(self) -> int:
+        """What divides C and the distance of rows, up to 8: their alignment is a vector's then.
+
+        Triton compiles a variant for a multiple of 16 by itself, of every argument: 1 here.
+        """
+        if self.z.stride_c != 1:
+            return 1
+        views = self.z, self.z_out, self.class_mask, *([self.t] if self.soft else [])
+        between = (stride for view in views for stride in (view.stride_n, view.stride_s))
+        return math.gcd(16, self.z.classes, *between) % 16 or 1
 
     def options(self) -> dict[str, Any]:
         """What every kernel that reads targets is told of them."""

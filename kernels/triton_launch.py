@@ -3,7 +3,7 @@
 Beside the launch itself nothing but allocations and views reaches the dispatcher, and no value is
 read back from the device. One launch computes the loss and both gradients. Where "mean" divides by
 what only the targets or the weights tell, more than COUNT_BOUND of them cost a second one, before
-it, that counts both heads.
+it, that counts both heads. Few long rows cost one more, that reads them in slices.
 
 What can be known without looking at an address comes from `triton_plan`, which remembers it.
 """
@@ -137,14 +137,15 @@ def _reduces(call: Plan, spec: LossSpec, scratch: Scratch, pointers: Pointers) -
         pointers["r_denominator"] = spec.regression_normalizer
     if spec.classification_normalizer is not None:
         pointers["z_denominator"] = spec.classification_normalizer
+    if call.slices is not None:
+        pointers["slices_ptr"] = torch.empty(call.published, dtype=call.dtype, device=call.device)
+        _launch(call.slices, pointers)
     if call.count is not None:
         pointers["denominators_ptr"] = scratch.counts
-        taken = call.count.arguments
-        _launch(call.count, {name: value for name, value in pointers.items() if name in taken})
-        del pointers["denominators_ptr"]
-        if taken["COUNT_R"]:
+        _launch(call.count, pointers)
+        if call.count.arguments["COUNT_R"]:
             pointers["r_denominator_ptr"] = scratch.r_count
-        if taken["COUNT_Z"]:
+        if call.count.arguments["COUNT_Z"]:
             pointers["z_denominator_ptr"] = scratch.z_count
 
 
@@ -176,7 +177,11 @@ def scale(
 
 
 def _launch(call: Launch, pointers: Pointers) -> None:
-    launch(call, {**call.arguments, **pointers})
+    """Launch with those of the pointers that the kernel takes."""
+    arguments = {**call.arguments, **pointers}
+    if len(arguments) > len(call.arguments):
+        arguments = {name: arguments[name] for name in call.arguments}
+    launch(call, arguments)
 
 
 def launch(call: Launch, arguments: dict[str, Any]) -> None:
@@ -193,9 +198,9 @@ class Scratch(NamedTuple):
     """What a launch writes for itself or the next one, on one stream: never read by a caller."""
 
     ticket: Tensor  # () int32: launches count their programs on it, and leave it at zero
-    partials: Tensor  # of `programs` programs
+    partials: Tensor  # float64, of all programs
     components: Tensor  # (2,) that nobody asked for
-    counts: Tensor  # (2,), and each of them
+    counts: Tensor  # (2,) float64, and each of them
     r_count: Tensor
     z_count: Tensor
 
@@ -224,10 +229,10 @@ def _scratch(device: torch.device, dtype: torch.dtype, partials: int) -> Scratch
 
 
 def _new_scratch(device: torch.device, dtype: torch.dtype, partials: int) -> Scratch:
-    counts = torch.empty(2, dtype=dtype, device=device)
+    counts = torch.empty(2, dtype=torch.float64, device=device)
     return Scratch(
         torch.zeros((), dtype=torch.int32, device=device),
-        torch.empty(partials, dtype=dtype, device=device),
+        torch.empty(partials, dtype=torch.float64, device=device),
         torch.empty(2, dtype=dtype, device=device),
         counts,
         counts[0],

@@ -15,11 +15,21 @@ from torch import Tensor
 
 from fused_loss.kernels import layout
 from fused_loss.kernels.triton_counts import count_kernel
-from fused_loss.kernels.triton_grid import PLANS, Launch, Signature, cdiv, programs, stand_in
+from fused_loss.kernels.triton_few import FewRows, few_rows
+from fused_loss.kernels.triton_grid import (
+    PLANS,
+    Launch,
+    Signature,
+    cdiv,
+    processors,
+    programs,
+    stand_in,
+)
 from fused_loss.kernels.triton_heads import PLACES, Heads, Input
 from fused_loss.kernels.triton_per_sample import per_sample_kernel
 from fused_loss.kernels.triton_reduce import reduce_kernel
-from fused_loss.kernels.triton_table import BLOCK_M, COUNT_BOUND, COUNT_CHUNK, Tile
+from fused_loss.kernels.triton_split import slices_kernel
+from fused_loss.kernels.triton_table import BLOCK_M, COUNT_BOUND, COUNT_CHUNK, SPLIT_MOST, Tile
 from fused_loss.spec import LossSpec, LossTensors, Needs
 
 
@@ -40,6 +50,7 @@ class Plan:
 
     Attributes:
         inputs: Each pointer to a tensor of the call.
+        slices: The launch that reads few long rows in slices, before the others.
         count: The launch that counts both heads' denominators, before the other.
         main: The launch that computes the loss, or under `upstream` the gradients.
         loss_shape: Of the loss.
@@ -47,14 +58,15 @@ class Plan:
         copies_upstream: Whether `grad_output` has no strides that a kernel can follow.
         r_grad, z_grad: Shape and strides of a gradient to write; None where there is none.
         inplace: Whether the logits' gradient is written over the logits.
-        partials: Elements of scratch.
+        partials: Of programs, elements of scratch.
+        published: Of slices, elements of scratch.
         types: Of the inputs.
         tuned: The plan with the fastest tile, where that was asked for: see `triton_autotune`.
     """
 
     __slots__ = (
         "both", "copies_upstream", "count", "device", "dtype", "inplace", "inputs", "loss_shape",
-        "main", "partials", "r_grad", "tuned", "types", "z_grad",
+        "main", "partials", "published", "r_grad", "slices", "tuned", "types", "z_grad",
     )  # fmt: skip
 
     def __init__(
@@ -67,6 +79,7 @@ class Plan:
         tile: Tile | None = None,
     ) -> None:
         heads = Heads(spec, tensors, needs, deferred=upstream is not None)
+        few = few_rows(heads, processors(device))
         if tile is not None:
             heads.tile = tile
         self.device, self.dtype = device, heads.dtype
@@ -77,21 +90,25 @@ class Plan:
         self.loss_shape = () if upstream is not None else heads.loss_shape()
         self.inplace = heads.z_grad is not None and spec.inplace_gradient
         self.r_grad, self.z_grad = _recipe(heads.r_grad), _recipe(heads.z_grad)
-        self.count: Launch | None = None
-        self.partials = 0
+        self.slices = self.count = None
+        self.partials = self.published = 0
         arguments = heads.arguments() | {"DEFERRED": upstream is not None}
         if spec.per_sample:
             self.main = _per_sample(heads, device, arguments, upstream)
         else:
-            self.main = self._reduce(heads, arguments)
+            self.main = self._reduce(heads, arguments, few)
         self.inputs = tuple((pointer, *found) for pointer, found in heads.inputs.items())
         self.types = tuple(str(tensors[place].dtype) for _, place, _ in self.inputs)  # type: ignore[union-attr]
         self.tuned: Plan | None = None
 
-    def _reduce(self, heads: Heads, arguments: dict[str, Any]) -> Launch:
+    def _reduce(self, heads: Heads, arguments: dict[str, Any], few: FewRows | None) -> Launch:
         n_cls = n_reg = 0
         warps = heads.tile.warps
-        if heads.z.tensor is not None:
+        if few is not None:
+            n_cls, self.published = few.writers, few.published
+            reading = few.reading(arguments)
+            self.slices = Launch(slices_kernel, few.programs, self.device, warps, **reading)
+        elif heads.z.tensor is not None:
             n_cls = programs(cdiv(heads.positions, heads.tile.rows), warps, self.device)
         if heads.r.tensor is not None:
             n_reg = programs(cdiv(heads.elements, BLOCK_M), warps, self.device)
@@ -104,6 +121,8 @@ class Plan:
             warps,
             **arguments,
             n_cls=n_cls,
+            slices=few.slices.number if few else 0,
+            columns=few.slices.columns if few else 0,
             elements=heads.elements,
             positions=heads.positions,
             r_denominator=regression.number,
@@ -112,6 +131,7 @@ class Plan:
             R_DENOMINATOR=regression.kind,
             Z_DENOMINATOR=classification.kind,
             FLAT=heads.flat() and heads.r.tensor is not None,
+            SPLIT=SPLIT_MOST if few else 0,
             ROWS=heads.tile.rows,
             BLOCK_M=BLOCK_M,
         )

@@ -164,16 +164,13 @@ def _widened(problem: Problem) -> Problem:
     return problem._replace(**floats)
 
 
-def assert_matches(
-    problem: Problem, actual: Result, yardstick: Result, interpreted: bool = False
-) -> None:
+def assert_matches(problem: Problem, actual: Result, yardstick: Result) -> None:
     """Loss, components and every gradient are right: shape, dtype, special values, and the rest.
 
     Of each tensor the largest error against the oracle may exceed the yardstick's own (PyTorch's
     operators in the dtype of the loss) by two ulps of that dtype at the tensor's largest term: four
     roundings. A gradient of a narrower dtype may add half an ulp of its own each time it is stored:
-    once, or twice where a stored one is scaled by `grad_output` later. Triton's interpreter
-    truncates to bfloat16: there it is a whole ulp.
+    once, or twice where a stored one is scaled by `grad_output` later.
     """
     oracle, terms = expected(problem)
     assert actual.keys() == oracle.keys()
@@ -190,8 +187,7 @@ def assert_matches(
             own = 0.0
         bound = own + 2 * ulp(terms[name], wide)
         if dtype != wide:
-            rounding = 1.0 if interpreted and dtype == torch.bfloat16 else 0.5
-            bound += rounding * (2 if scaled else 1) * ulp(terms[name], dtype)
+            bound += (1.0 if scaled else 0.5) * ulp(terms[name], dtype)
         off = error(value, oracle[name])
         assert off <= bound, f"{name}: off by {off:.3g}, allowed {bound:.3g}"
 

@@ -28,7 +28,9 @@ def _known_variants(request: pytest.FixtureRequest) -> Iterator[None]:
     if launcher is None or {"shrunken", "tuned"} & set(request.fixturenames):
         yield
         return
-    from _variants import known, variant
+    from _variants import known
+
+    from fused_loss.bench.ahead import variant
 
     original = launcher.launch
 
