@@ -90,7 +90,8 @@ class Plan:
         self.loss_shape = () if upstream is not None else heads.loss_shape()
         self.inplace = heads.z_grad is not None and spec.inplace_gradient
         self.r_grad, self.z_grad = _recipe(heads.r_grad), _recipe(heads.z_grad)
-        self.slices = self.count = None
+        self.slices: Launch | None = None
+        self.count: Launch | None = None
         self.partials = self.published = 0
         arguments = heads.arguments() | {"DEFERRED": upstream is not None}
         if spec.per_sample:

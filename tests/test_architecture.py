@@ -225,7 +225,6 @@ ELSEWHERE = {
     "kernels/triton_passes.py": "test_kernels_triton_launch.py",
     "kernels/triton_targets.py": "test_kernels_triton_reduce.py",
     "kernels/triton_tiles.py": "test_kernels_triton_reduce.py",
-    "kernels/triton_math.py": "test_kernels_triton_reduce.py",
     "kernels/triton_heads.py": "test_kernels_triton_launch.py",
     "kernels/triton_grid.py": "test_kernels_triton_plan.py",
     "kernels/triton_scaling.py": "test_kernels_triton_plan.py",

@@ -99,8 +99,7 @@ def test_every_candidate_is_right(case, winner, tuned, backend, device):
     with launches() as log:
         actual = fused(problem, backend)
     assert tile_of(log) in chosen()
-    interpreted = device == "cpu"
-    assert_matches(problem, actual, fused(problem, "reference"), interpreted)
+    assert_matches(problem, actual, fused(problem, "reference"))
 
 
 def chosen() -> list[Tile]:

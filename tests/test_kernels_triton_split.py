@@ -194,13 +194,16 @@ def test_it_repeats_bit_for_bit_and_leaves_the_ticket_at_zero(shrunken, backend,
 @pytest.mark.parametrize("inplace", [False, True])
 def test_every_element_of_the_gradient_is_written(inplace, shrunken, backend, device, monkeypatch):
     """Whatever was in the memory before, the scratch between the launches included."""
-    empty, like = torch.empty, torch.empty_like
+    empty, like, strided = torch.empty, torch.empty_like, torch.Tensor.new_empty_strided
 
     def poisoned(tensor):
         return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
 
     monkeypatch.setattr(torch, "empty", lambda *a, **k: poisoned(empty(*a, **k)))
     monkeypatch.setattr(torch, "empty_like", lambda *a, **k: poisoned(like(*a, **k)))
+    monkeypatch.setattr(
+        torch.Tensor, "new_empty_strided", lambda *a, **k: poisoned(strided(*a, **k))
+    )
     problem = replace(EVERY_OPTION, shapes=SHAPES["NC"], inplace=inplace).problem(device)
     actual = fused(problem, backend)
     monkeypatch.undo()
