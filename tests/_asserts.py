@@ -266,3 +266,24 @@ def launched(problem: Problem) -> tuple[Result, list[str], list[str]]:
     if not {"alpha", "loss_weights"} & result.keys():
         backward.assert_alone()
     return result, forward.kernels, backward.kernels
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Let memory that is not initialised be NaN throughout."""
+    originals = {name: getattr(torch, name) for name in ("empty", "empty_like")}
+
+    def poisoned(name: str) -> Callable[..., Tensor]:
+        def allocate(*args: Any, **kwargs: Any) -> Tensor:
+            tensor = originals[name](*args, **kwargs)
+            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+        return allocate
+
+    for name in originals:
+        setattr(torch, name, poisoned(name))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(torch, name, original)
