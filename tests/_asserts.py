@@ -268,3 +268,25 @@ def launched(problem: Problem) -> tuple[Result, list[str], list[str]]:
     if not {"alpha", "loss_weights"} & result.keys():
         backward.assert_alone()
     return result, forward.kernels, backward.kernels
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Let memory that is not initialised be NaN throughout."""
+    places = [(torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty_strided")]
+    originals = [getattr(owner, name) for owner, name in places]
+
+    def poisoned(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def allocate(*args: Any, **kwargs: Any) -> Tensor:
+            tensor = original(*args, **kwargs)
+            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+        return allocate
+
+    for (owner, name), original in zip(places, originals, strict=True):
+        setattr(owner, name, poisoned(original))
+    try:
+        yield
+    finally:
+        for (owner, name), original in zip(places, originals, strict=True):
+            setattr(owner, name, original)

@@ -116,7 +116,9 @@ def check_widths(call: Call, code: Code) -> None:
     elif options["DEFERRED"] and not options["GRAD_Z"]:
         passes = 0
     z_bytes = DTYPES[call.z_dtype].itemsize
-    shares = {("z_ptr", "ld"): passes * tile * z_bytes}
+    spread = code.kernel == "slices_kernel" and options["SMOOTH"] and options["SOFT"]
+    again = 2 if spread and options["HAS_MASK"] else 1  # see `triton_split`
+    shares = {("z_ptr", "ld"): again * passes * tile * z_bytes}
     if options["SOFT"]:
         shares["t_ptr", "ld"] = passes * tile * (4 if call.targets == "soft32" else z_bytes)
     if options["GRAD_Z"]:

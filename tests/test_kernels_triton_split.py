@@ -5,7 +5,14 @@ from itertools import product
 
 import pytest
 import torch
-from _asserts import assert_as_reference, assert_matches, fused, launched, launches
+from _asserts import (
+    assert_as_reference,
+    assert_matches,
+    fused,
+    launched,
+    launches,
+    poisoned_memory,
+)
 from _cases import (
     BF16,
     EVERY_OPTION,
@@ -192,21 +199,11 @@ def test_it_repeats_bit_for_bit_and_leaves_the_ticket_at_zero(shrunken, backend,
 
 @PLACES
 @pytest.mark.parametrize("inplace", [False, True])
-def test_every_element_of_the_gradient_is_written(inplace, shrunken, backend, device, monkeypatch):
+def test_every_element_of_the_gradient_is_written(inplace, shrunken, backend, device):
     """Whatever was in the memory before, the scratch between the launches included."""
-    empty, like, strided = torch.empty, torch.empty_like, torch.Tensor.new_empty_strided
-
-    def poisoned(tensor):
-        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
-
-    monkeypatch.setattr(torch, "empty", lambda *a, **k: poisoned(empty(*a, **k)))
-    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: poisoned(like(*a, **k)))
-    monkeypatch.setattr(
-        torch.Tensor, "new_empty_strided", lambda *a, **k: poisoned(strided(*a, **k))
-    )
     problem = replace(EVERY_OPTION, shapes=SHAPES["NC"], inplace=inplace).problem(device)
-    actual = fused(problem, backend)
-    monkeypatch.undo()
+    with poisoned_memory():
+        actual = fused(problem, backend)
     assert_matches(problem, actual, fused(problem, "reference"))
 
 

@@ -1,11 +1,12 @@
 """The launch table as it is: every tiling is legal, and right at the lengths where it changes."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
-from _asserts import assert_matches, fused, launched
-from _cases import BF16, F32, F64, TRITON_PLACES, Case
+from _asserts import assert_matches, fused, launched, poisoned_memory
+from _cases import BF16, EVERY_OPTION, F32, F64, TRITON_PLACES, Case
 
 import fused_loss
 from fused_loss import combined_loss
@@ -117,3 +118,15 @@ def test_nothing_is_labelled(classes, backend, device):
     assert torch.equal(gradient, torch.zeros_like(z))
     tickets = [scratch.ticket for scratch in triton_launch._scratches.known.values()]
     assert not any(ticket.any() for ticket in tickets if ticket.device.type == device)
+
+
+@PLACES
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("classes", [3, 64, 1000, 4097])
+def test_every_element_of_the_gradient_is_written(classes, reduction, backend, device):
+    """Whatever was in the memory before."""
+    case = replace(EVERY_OPTION, reduction=reduction, shapes=((3, 5), (3, classes)))
+    problem = case.problem(device)
+    with poisoned_memory():
+        actual = fused(problem, backend)
+    assert_matches(problem, actual, fused(problem, "reference"))
