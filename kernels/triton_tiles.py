@@ -21,7 +21,14 @@ A position p = n·S + s of logits (N, C, S) lies at n·stride_n + s·stride_s; S
 import triton
 import triton.language as tl
 
-from fused_loss.kernels.triton_math import divide, element_of, multiple_of, rounded, row_of, row_sums
+from fused_loss.kernels.triton_math import (
+    divide,
+    element_of,
+    multiple_of,
+    rounded,
+    row_of,
+    row_sums,
+)
 
 
 @triton.jit
@@ -222,21 +229,26 @@ def row_tile(
         share *= weight
         scale *= weight
 
-    # Second pass: scale · (A·p - q'); exactly 0 in rows without a label and for impossible classes.
+    # Second pass: scale · (A·p - q'), where A and q' take the scale: a product less an element.
+    # Exactly 0 in rows without a label and for impossible classes.
     if GRAD:
         if INPLACE:
             tl.debug_barrier()  # every warp has read what this one is about to overwrite
-        over = divide(mass, total, ACC)
+        over = divide(mass * scale, total, ACC)
+        if not SOFT:
+            hit *= scale
+            if SMOOTH:
+                even *= scale
         if ONE_BLOCK:
             d = e * over[:, None]
             if SOFT:
-                d -= q
+                d -= q * scale[:, None]
             else:
                 if SMOOTH:
                     d -= even[:, None] * w
                 d -= tl.where(c == label[:, None], hit[:, None], 0.0)
             kept = labelled[:, None] & possible if HAS_MASK else labelled[:, None]
-            d = tl.where(kept, d * scale[:, None], 0.0)
+            d = tl.where(kept, d, 0.0)
             tl.store(g_row[:, None] + c * g[2], rounded(d, g[0]), mask=mask)
         else:
             for start in range(0, C, BLOCK_C):
@@ -247,7 +259,7 @@ def row_tile(
                 d = tl.exp(x - shift[:, None]) * over[:, None]
                 if SOFT:
                     w = class_weights(w_ptr, k, C, HAS_WEIGHT, ACC)
-                    d -= class_targets(
+                    d -= scale[:, None] * class_targets(
                         t_row[:, None], k, mask, possible, w, t[2], keep, even[:, None], SMOOTH, ACC
                     )
                 else:
@@ -255,7 +267,7 @@ def row_tile(
                         d -= even[:, None] * class_weights(w_ptr, k, C, HAS_WEIGHT, ACC)
                     d -= tl.where(k == label[:, None], hit[:, None], 0.0)
                 kept = labelled[:, None] & possible if HAS_MASK else labelled[:, None]
-                d = tl.where(kept, d * scale[:, None], 0.0)
+                d = tl.where(kept, d, 0.0)
                 tl.store(g_row[:, None] + k * g[2], rounded(d, g[0]), mask=mask)
 
     return tl.where(labelled, loss, 0.0), tl.where(labelled, share, 0.0)

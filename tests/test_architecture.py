@@ -217,7 +217,6 @@ ELSEWHERE = {
     "kernels/eager_classification.py": "test_kernels_eager.py",
     "kernels/eager_regression.py": "test_kernels_eager.py",
     "kernels/triton_tiles.py": "test_kernels_triton_reduce.py",
-    "kernels/triton_math.py": "test_kernels_triton_reduce.py",
     "kernels/triton_heads.py": "test_kernels_triton_launch.py",
     "kernels/triton_counts.py": "test_kernels_triton_launch.py",
     "kernels/triton_table.py": "test_kernels_triton_launch.py",

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from _cases import BF16, F16, F32, F64, TRITON_PLACES
 
-from fused_loss.kernels.triton_math import row_sums, rounded
+from fused_loss.kernels.triton_math import rounded, row_sums
 
 pytestmark = pytest.mark.parametrize(("backend", "device"), TRITON_PLACES)
 
