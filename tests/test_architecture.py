@@ -221,7 +221,6 @@ ELSEWHERE = {
     "kernels/triton_passes.py": "test_kernels_triton_launch.py",
     "kernels/triton_targets.py": "test_kernels_triton_reduce.py",
     "kernels/triton_tiles.py": "test_kernels_triton_reduce.py",
-    "kernels/triton_math.py": "test_kernels_triton_reduce.py",
     "kernels/triton_heads.py": "test_kernels_triton_launch.py",
     "kernels/triton_counts.py": "test_kernels_triton_launch.py",
     "bench/ahead.py": "test_kernels_compiled.py",
