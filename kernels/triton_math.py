@@ -22,8 +22,7 @@ def row_sums(x, ptr):
     """Σ_c x, (ROWS,), of 0 <= x <= 1; for rows of float32 at `ptr`, all but correctly rounded.
 
     In whatever order: x is split into a multiple of 2^-24·BLOCK_C, of which no sum is rounded, and
-    a rest so small that the roundings of its sum do not count. Of larger x the sum is an ordinary
-    one.
+    a rest so small that the roundings of its sum do not count. Larger x are summed as usual.
     """
     if (x.dtype == tl.float32) & (ptr.dtype.element_ty == tl.float32):
         large = 0.75 * x.shape[1]  # 2^-24·BLOCK_C is the distance of floats from here to x + large
@@ -48,7 +47,7 @@ def rounded(x, ptr):
 
 @triton.jit
 def multiple_of(x, UNIT: tl.constexpr):
-    """x, a multiple of UNIT: the compiler learns of it. Of 16 Triton sees it for itself."""
+    """x, which is a multiple of UNIT, 1 to 8, as the compiler learns; of 16 it knows by itself."""
     if UNIT == 1:
         return x
     else:

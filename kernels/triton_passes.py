@@ -6,7 +6,7 @@
 import triton
 import triton.language as tl
 
-from fused_loss.kernels.triton_math import rounded, row_sums
+from fused_loss.kernels.triton_math import divide, rounded, row_sums
 from fused_loss.kernels.triton_targets import (
     class_targets,
     class_weights,
@@ -125,6 +125,18 @@ def loss_of(
 
 
 @triton.jit
+def scaled(
+    mass, total, hit, even, scale, SOFT: tl.constexpr, SMOOTH: tl.constexpr, ACC: tl.constexpr
+):
+    """A / s, and what class indices are in q', times the scale of the row; each (ROWS,)."""
+    if not SOFT:
+        hit *= scale
+        if SMOOTH:
+            even *= scale
+    return divide(mass * scale, total, ACC), hit, even
+
+
+@triton.jit
 def write_classes(
     rows,
     steps,
@@ -134,9 +146,9 @@ def write_classes(
     inside,
     labelled,
     label,
-    hit,
+    hit,  # of `scaled`, as `over` and `even`
     shift,
-    over,  # A / s
+    over,
     scale,
     first,
     last,
@@ -160,7 +172,7 @@ def write_classes(
         d = tl.exp(x - shift[:, None]) * over[:, None]
         if SOFT:
             w = class_weights(w_ptr, k, last, HAS_WEIGHT, ACC)
-            d -= class_targets(
+            d -= scale[:, None] * class_targets(
                 t_row, k, mask, possible, w, steps[1], keep, even[:, None], SMOOTH, ACC
             )
         else:
@@ -168,5 +180,5 @@ def write_classes(
                 d -= even[:, None] * class_weights(w_ptr, k, last, HAS_WEIGHT, ACC)
             d -= tl.where(k == label[:, None], hit[:, None], 0.0)
         kept = labelled[:, None] & possible if HAS_MASK else labelled[:, None]
-        d = tl.where(kept, d * scale[:, None], 0.0)
+        d = tl.where(kept, d, 0.0)
         tl.store(g_row[:, None] + k * g_stride_c, rounded(d, g_row), mask=mask)

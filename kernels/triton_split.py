@@ -21,7 +21,7 @@ import triton.language as tl
 from triton.language import constexpr
 
 from fused_loss.kernels.triton_math import divide, multiple_of, row_of
-from fused_loss.kernels.triton_passes import loss_of, read_classes, write_classes
+from fused_loss.kernels.triton_passes import loss_of, read_classes, scaled, write_classes
 from fused_loss.kernels.triton_targets import labels_of, logit_of
 
 VALUES = constexpr(8)  # m (0 while it is -inf), s, A, B, K, z_t, and A and B of an even spread
@@ -190,9 +190,10 @@ def slice_tile(
         z_row = row_of(z, p, S, UNIT)
         m_row = row_of(class_mask, p, S, UNIT) if HAS_MASK else z_row
         first = piece.to(tl.int64) * columns
+        over, hit, even = scaled(mass, total, hit, even, row_scale, SOFT, SMOOTH, ACC)
         write_classes(
             (z_row, t_row, m_row), (z[2], t[2], class_mask[2]), row_of(g, p, S, UNIT), g[2], w_ptr,
-            inside, labelled, label, hit, shift, divide(mass, total, ACC), row_scale,
+            inside, labelled, label, hit, shift, over, row_scale,
             first, tl.minimum(first + columns, C), keep, even,
             SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH, BLOCK_C, ACC,
         )  # fmt: skip

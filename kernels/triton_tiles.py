@@ -29,7 +29,13 @@ from fused_loss.kernels.triton_math import (
     row_of,
     row_sums,
 )
-from fused_loss.kernels.triton_passes import count_possible, loss_of, read_classes, write_classes
+from fused_loss.kernels.triton_passes import (
+    count_possible,
+    loss_of,
+    read_classes,
+    scaled,
+    write_classes,
+)
 from fused_loss.kernels.triton_targets import (
     class_targets,
     class_weights,
@@ -135,21 +141,22 @@ def row_tile(
         share *= weight
         scale *= weight
 
-    # Second pass: scale · (A·p - q'); exactly 0 in rows without a label and for impossible classes.
+    # Second pass: scale · (A·p - q'), where A and q' take the scale: a product less an element.
+    # Exactly 0 in rows without a label and for impossible classes.
     if GRAD:
         if INPLACE:
             tl.debug_barrier()  # every warp has read what this one is about to overwrite
-        over = divide(mass, total, ACC)
+        over, hit, even = scaled(mass, total, hit, even, scale, SOFT, SMOOTH, ACC)
         if ONE_BLOCK:
             d = e * over[:, None]
             if SOFT:
-                d -= q
+                d -= q * scale[:, None]
             else:
                 if SMOOTH:
                     d -= even[:, None] * w
                 d -= tl.where(c == label[:, None], hit[:, None], 0.0)
             kept = labelled[:, None] & possible if HAS_MASK else labelled[:, None]
-            d = tl.where(kept, d * scale[:, None], 0.0)
+            d = tl.where(kept, d, 0.0)
             tl.store(g_row[:, None] + c * g[2], rounded(d, g[0]), mask=mask)
         else:
             write_classes(
