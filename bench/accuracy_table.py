@@ -14,7 +14,7 @@ components, "gradients" the worst of both outputs' and, where alpha or the weigh
 theirs. **Bold** where it is more than PyTorch's own and more than one unit."""
 INTERPRETED = (
     "The rows of triton were computed by Triton's interpreter on a CPU: the kernel's own "
-    "arithmetic, in NumPy, which truncates to bfloat16 where a GPU rounds to nearest."
+    "arithmetic, in NumPy, whose exponentials and order of sums are not a GPU's."
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,13 +22,9 @@ class Matrix(NamedTuple):
         """Whether element n·D + d lies at offset n·D + d."""
         return self.tensor is not None and self.tensor.is_contiguous()
 
-    def arguments(self, name: str) -> dict[str, Any]:
-        """The kernel's `{name}_ptr` and strides."""
-        return {
-            f"{name}_ptr": self.tensor,
-            f"{name}_stride_n": self.stride_n,
-            f"{name}_stride_d": self.stride_d,
-        }
+    def strides(self, name: str) -> dict[str, int]:
+        """The kernel's strides, by the name of its argument."""
+        return {f"{name}_stride_n": self.stride_n, f"{name}_stride_d": self.stride_d}
 
 
 class Rows(NamedTuple):
@@ -42,10 +38,9 @@ class Rows(NamedTuple):
     stride_c: int = 0
     stride_s: int = 0
 
-    def arguments(self, name: str) -> dict[str, Any]:
-        """The kernel's `{name}_ptr` and strides."""
+    def strides(self, name: str) -> dict[str, int]:
+        """The kernel's strides, by the name of its argument."""
         return {
-            f"{name}_ptr": self.tensor,
             f"{name}_stride_n": self.stride_n,
             f"{name}_stride_c": self.stride_c,
             f"{name}_stride_s": self.stride_s,
@@ -88,7 +83,8 @@ def gradient_like(tensor: Tensor, merged: int) -> Tensor:
 
     Args:
         tensor: What it is the gradient of; its strides are kept if they can be.
-        merged: The first dimension of those that share a stride: 1 for `matrix`, 2 for `rows`.
+        merged: The first dimension of those that share a stride: 1 for `matrix`, 2 for `rows`, 0
+            where all of it is one sample.
     """
     gradient = torch.empty_like(tensor)
     if _merged(gradient.shape[merged:], gradient.stride()[merged:]) is None:

@@ -99,12 +99,13 @@ def _gradients(
 def _gradients_fake(
     grad_output: Tensor, need_r: bool, need_z: bool, *arguments: Any
 ) -> tuple[Tensor, Tensor]:
-    _, tensors = _call(arguments)
+    spec, tensors = _call(arguments)
     r, z = tensors.regression_output, tensors.classification_output
     assert r is not None
     assert z is not None
+    whole = z.dim() == 1 and spec.per_sample
     return (
-        layout.gradient_like(r, merged=1) if need_r else grad_output.new_empty(0),
+        layout.gradient_like(r, merged=0 if whole else 1) if need_r else grad_output.new_empty(0),
         layout.gradient_like(z, merged=2) if need_z else grad_output.new_empty(0),
     )
 

@@ -49,7 +49,7 @@ def count_labels(
         if HAS_POSITION_WEIGHT:
             share *= tl.load(row_of(position_weight, p, S), mask=labelled, other=0.0).to(ACC)
         total += share
-    return tl.sum(total, 0)
+    return tl.sum(total.to(tl.float64), 0)
 
 
 @triton.jit
@@ -78,7 +78,7 @@ def count_elements(
             total += tl.load(at, mask=present, other=0.0).to(ACC)
         else:
             total += present.to(ACC)
-    return tl.sum(total, 0)
+    return tl.sum(total.to(tl.float64), 0)
 
 
 @triton.jit
@@ -92,10 +92,10 @@ def last_to_arrive(ticket_ptr):
 
 
 @triton.jit
-def sum_partials(partials_ptr, n_cls, programs, ACC: tl.constexpr):
+def sum_partials(partials_ptr, n_cls, programs):
     """What the programs published, in the order of their ids: of [n_cls, ...), of [0, n_cls)."""
-    regression = tl.zeros([], ACC)
-    classification = tl.zeros([], ACC)
+    regression = tl.zeros([], tl.float64)
+    classification = tl.zeros([], tl.float64)
     for start in range(0, programs, PARTIAL_BLOCK):
         i = start + tl.arange(0, PARTIAL_BLOCK)
         values = tl.load(partials_ptr + i, mask=i < programs, other=0.0, cache_modifier=".cg")
@@ -106,8 +106,8 @@ def sum_partials(partials_ptr, n_cls, programs, ACC: tl.constexpr):
 
 @triton.jit
 def count_kernel(
-    denominators_ptr,  # (2,) in ACC: M, L
-    partials_ptr,  # (programs,) in ACC
+    denominators_ptr,  # (2,) float64: M, L
+    partials_ptr,  # (programs,) float64
     ticket_ptr,
     t_ptr,  # (N, S)
     position_weight_ptr,  # (N, S)
@@ -142,7 +142,7 @@ def count_kernel(
 ):
     """Both denominators of "mean", or the one that is wanted."""
     pid = tl.program_id(0)
-    count = tl.zeros([], ACC)
+    count = tl.zeros([], tl.float64)
     if COUNT_Z:
         if pid < n_cls:
             first = pid.to(tl.int64) * chunk
@@ -163,6 +163,6 @@ def count_kernel(
             )  # fmt: skip
     tl.store(partials_ptr + pid, count)
     if last_to_arrive(ticket_ptr):
-        M, L = sum_partials(partials_ptr, n_cls, tl.num_programs(0), ACC)
+        M, L = sum_partials(partials_ptr, n_cls, tl.num_programs(0))
         tl.store(denominators_ptr, M)
         tl.store(denominators_ptr + 1, L)

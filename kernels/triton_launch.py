@@ -1,9 +1,11 @@
-"""Grids, blocks and buffers: everything between a checked call and a kernel.
+"""From a checked call to its kernels: buffers, pointers, launches.
 
 Beside the launch itself nothing but allocations and views reaches the dispatcher, and no value is
 read back from the device. One launch computes the loss and both gradients. Where "mean" divides by
 what only the targets or the weights tell, more than COUNT_BOUND of them cost a second one, before
-it, that counts both heads.
+it, that counts both heads. Few long rows cost one more, that reads them in slices.
+
+What can be known without looking at an address comes from `triton_plan`, which remembers it.
 """
 
 from __future__ import annotations
@@ -11,36 +13,22 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from fused_loss.kernels import layout
-from fused_loss.kernels.triton_counts import count_kernel
-from fused_loss.kernels.triton_heads import Heads
-from fused_loss.kernels.triton_per_sample import per_sample_kernel
+from fused_loss.kernels import triton_autotune, triton_direct
+from fused_loss.kernels.triton_grid import Launch
+from fused_loss.kernels.triton_plan import Plan, plan
 from fused_loss.kernels.triton_reduce import reduce_kernel
-from fused_loss.kernels.triton_scale import scale_kernel
-from fused_loss.kernels.triton_table import BLOCK_M, COUNT_BOUND, COUNT_CHUNK, SCALE_BLOCK
+from fused_loss.kernels.triton_scaling import scaling
+from fused_loss.kernels.triton_table import Tile
 from fused_loss.spec import LossSpec, LossTensors, Needs, Outcome
 
-INTERPRETER_PROCESSORS = 2
-
-
-@functools.cache
-def _processors(device: torch.device) -> int:
-    if device.type == "cpu":
-        return INTERPRETER_PROCESSORS
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def _programs(tiles: int, warps: int, device: torch.device) -> int:
-    """One wave of resident programs at the most: each walks its tiles in a loop."""
-    return max(1, min(tiles, _processors(device) * max(1, 32 // warps)))
+PARTIALS = 4096  # elements of scratch at least: it is allocated once a thread and stream
+Pointers = dict[str, Any]  # a kernel's arguments that no plan holds: tensors, and a few numbers
 
 
 def interpreted() -> bool:
@@ -50,19 +38,115 @@ def interpreted() -> bool:
 
 def forward(spec: LossSpec, tensors: LossTensors, needs: Needs) -> Outcome:
     """The loss, its components, and the gradients that are needed (for a `grad_output` of 1)."""
-    call = _Call(spec, tensors, needs)
-    loss, components = call.outputs()
-    call.run(loss, components, None)
-    return Outcome(loss, components, call.r_grad, call.z_grad)
+    call = plan(spec, tensors, needs)
+    if triton_autotune.ENABLED:
+        call = _tuned(call, spec, tensors, needs, None)
+    return _forward(call, spec, tensors, needs)
 
 
 def gradients(
     spec: LossSpec, tensors: LossTensors, needs: Needs, grad_output: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
     """Both gradients for `grad_output`, () or (N,), computed from the inputs."""
-    call = _Call(spec, tensors, needs, deferred=True)
-    call.run(None, None, grad_output)
-    return call.r_grad, call.z_grad
+    call = plan(spec, tensors, needs, grad_output)
+    if triton_autotune.ENABLED:
+        call = _tuned(call, spec, tensors, needs, grad_output)
+    return _gradients(call, spec, tensors, grad_output)
+
+
+def _tuned(
+    call: Plan, spec: LossSpec, tensors: LossTensors, needs: Needs, grad_output: Tensor | None
+) -> Plan:
+    """The plan with the fastest tile. Trials under `inplace_gradient` write over a copy."""
+
+    def again(tile: Tile) -> Plan:
+        return plan(spec, tensors, needs, grad_output, tile)
+
+    def trial(call: Plan) -> object:
+        given = tensors
+        if call.inplace:
+            given = tensors._replace(classification_output=copy())
+        if grad_output is None:
+            return _forward(call, spec, given, needs)
+        return _gradients(call, spec, given, grad_output)
+
+    @functools.cache
+    def copy() -> Tensor:
+        z = tensors.classification_output
+        assert z is not None
+        return torch.empty_strided(z.shape, z.stride(), dtype=z.dtype, device=z.device).copy_(z)
+
+    return triton_autotune.tuned(call, again, trial)
+
+
+def _forward(call: Plan, spec: LossSpec, tensors: LossTensors, needs: Needs) -> Outcome:
+    scratch = _scratch(call.device, call.dtype, call.partials)
+    loss = torch.empty(call.loss_shape, dtype=call.dtype, device=call.device)
+    pointers: Pointers = {"loss_ptr": loss}
+    components = None
+    if call.both:
+        if needs.components or call.loss_shape:
+            shape = (2, *call.loss_shape)
+            components = torch.empty(shape, dtype=call.dtype, device=call.device)
+        pointers["components_ptr"] = scratch.components if components is None else components
+    return Outcome(loss, components, *_run(call, spec, tensors, scratch, pointers))
+
+
+def _gradients(
+    call: Plan, spec: LossSpec, tensors: LossTensors, grad_output: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    scratch = _scratch(call.device, call.dtype, call.partials)
+    upstream = grad_output.contiguous() if call.copies_upstream else grad_output
+    return _run(call, spec, tensors, scratch, {"grad_output_ptr": upstream})
+
+
+def _run(
+    call: Plan, spec: LossSpec, tensors: LossTensors, scratch: Scratch, pointers: Pointers
+) -> tuple[Tensor | None, Tensor | None]:
+    """Launch a plan on these tensors; the gradients that it writes."""
+    for pointer, place, prepare in call.inputs:
+        tensor = tensors[place]
+        pointers[pointer] = tensor if prepare is None else prepare(tensor)  # type: ignore[arg-type]
+    r, z = tensors[:2]
+    r_grad = z_grad = None
+    # A pointer that nothing is written to still has a type: that of the head.
+    pointers["r_grad_ptr"], pointers["z_grad_ptr"] = pointers.get("r_ptr"), pointers.get("z_ptr")
+    if call.r_grad is not None:
+        assert r is not None
+        r_grad = pointers["r_grad_ptr"] = r.new_empty_strided(*call.r_grad)
+    if call.inplace:
+        assert z is not None
+        z_grad = z.detach()
+    elif call.z_grad is not None:
+        assert z is not None
+        z_grad = pointers["z_grad_ptr"] = z.new_empty_strided(*call.z_grad)
+    pointers["w_reg"], pointers["w_cls"] = spec.weights or (1.0, 1.0)
+    if call.partials:
+        _reduces(call, spec, scratch, pointers)
+    _launch(call.main, pointers)
+    if call.inplace and pointers["z_ptr"] is not z:  # a copy, which the kernel could follow
+        assert z_grad is not None
+        z_grad.copy_(pointers["z_ptr"])
+    return r_grad, z_grad
+
+
+def _reduces(call: Plan, spec: LossSpec, scratch: Scratch, pointers: Pointers) -> None:
+    """What "mean" and "sum" need beside: scratch and the denominators, counted if they must be."""
+    pointers["ticket_ptr"], pointers["partials_ptr"] = scratch.ticket, scratch.partials
+    if spec.regression_normalizer is not None:
+        pointers["r_denominator"] = spec.regression_normalizer
+    if spec.classification_normalizer is not None:
+        pointers["z_denominator"] = spec.classification_normalizer
+    if call.slices is not None:
+        pointers["slices_ptr"] = torch.empty(call.published, dtype=call.dtype, device=call.device)
+        _launch(call.slices, pointers)
+    if call.count is not None:
+        pointers["denominators_ptr"] = scratch.counts
+        _launch(call.count, pointers)
+        if call.count.arguments["COUNT_R"]:
+            pointers["r_denominator_ptr"] = scratch.r_count
+        if call.count.arguments["COUNT_Z"]:
+            pointers["z_denominator_ptr"] = scratch.z_count
 
 
 def scale(
@@ -73,246 +157,84 @@ def scale(
     One that lies in the logits' own storage may have gaps, which are not its own to write: the
     kernel, which sees memory as one row, does not take it.
     """
-    there = [gradient for gradient in gradients if gradient is not None]
-    rows = [gradient for gradient in there if layout.dense(gradient)]
-    scaled = iter(_scaled(rows, grad_output, in_place) if rows else ())
-    results: list[Tensor | None] = []
-    for gradient in gradients:
-        if gradient is None or layout.dense(gradient):
-            results.append(None if gradient is None else next(scaled))
-        else:
-            results.append(gradient.mul_(grad_output) if in_place else gradient * grad_output)
+    call = scaling(gradients, grad_output, in_place)
+    results = list(gradients)
+    for place in call.with_gaps:
+        gradient = gradients[place]
+        assert gradient is not None
+        results[place] = gradient.mul_(grad_output) if in_place else gradient * grad_output
+    if call.launch is not None:
+        pointers: Pointers = {"grad_output_ptr": grad_output}
+        for place, names in call.rows:
+            gradient = gradients[place]
+            assert gradient is not None
+            if not in_place:
+                results[place] = torch.empty_like(gradient)
+            for name in names:
+                pointers[f"{name}_ptr"], pointers[f"{name}_out_ptr"] = gradient, results[place]
+        _launch(call.launch, pointers)
     return results
 
 
-def _scaled(gradients: list[Tensor], grad_output: Tensor, in_place: bool) -> list[Tensor]:
-    """One or two gradients in one launch."""
-    results = gradients if in_place else [torch.empty_like(g) for g in gradients]
-    a, b = gradients[0], gradients[-1]
-    b_elements = b.numel() if len(gradients) > 1 else 0
-    tiles = triton.cdiv(max(a.numel(), b_elements), 4 * SCALE_BLOCK)
-    double = torch.float64 in (a.dtype, b.dtype, grad_output.dtype)
-    launch(
-        scale_kernel,
-        _programs(tiles, 4, a.device),
-        a.device,
-        warps=4,
-        grad_output_ptr=grad_output,
-        a_ptr=a,
-        a_out_ptr=results[0],
-        b_ptr=b,
-        b_out_ptr=results[-1],
-        a_elements=a.numel(),
-        b_elements=b_elements,
-        IN_PLACE=in_place,
-        BLOCK=SCALE_BLOCK,
-        ACC=tl.float64 if double else tl.float32,
-    )
-    return results
+def _launch(call: Launch, pointers: Pointers) -> None:
+    """Launch with those of the pointers that the kernel takes."""
+    arguments = {**call.arguments, **pointers}
+    if len(arguments) > len(call.arguments):
+        arguments = {name: arguments[name] for name in call.arguments}
+    launch(call, arguments)
 
 
-def launch(kernel: Any, programs: int, device: torch.device, warps: int, **arguments: Any) -> None:
-    """Start `programs` programs of a kernel on the tensors' device."""
-    other = device.type == "cuda" and device.index != torch.cuda.current_device()
-    with torch.cuda.device(device) if other else nullcontext():
-        # Fused multiply-add, as Triton has always compiled; said aloud, 3.9 warns where it is not.
-        kernel[(programs,)](**arguments, num_warps=warps, enable_fp_fusion=True)
+def launch(call: Launch, arguments: dict[str, Any]) -> None:
+    """Start a launch on the tensors' device; `arguments` are all, in the kernel's order."""
+    device = call.device
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            triton_direct.start(call, arguments)
+    else:
+        triton_direct.start(call, arguments)
 
 
-_tickets = threading.local()
+class Scratch(NamedTuple):
+    """What a launch writes for itself or the next one, on one stream: never read by a caller."""
+
+    ticket: Tensor  # () int32: launches count their programs on it, and leave it at zero
+    partials: Tensor  # float64, of all programs
+    components: Tensor  # (2,) that nobody asked for
+    counts: Tensor  # (2,) float64, and each of them
+    r_count: Tensor
+    z_count: Tensor
 
 
-def _ticket(device: torch.device) -> Tensor:
-    """The int32 zero that a launch counts its programs on, and leaves at zero.
+_scratches = threading.local()
 
-    One a thread and stream, so that two launches at once never share it. A captured CUDA graph may
-    be replayed on any stream: it gets a ticket of its own, zeroed within the graph.
+
+def _scratch(device: torch.device, dtype: torch.dtype, partials: int) -> Scratch:
+    """The scratch of this thread and stream, so that two launches at once never share one.
+
+    A captured CUDA graph may be replayed on any stream: it gets one of its own, and its ticket is
+    zeroed within the graph.
     """
     stream = 0
     if device.type == "cuda":
         if torch.cuda.is_current_stream_capturing():
-            return torch.zeros((), dtype=torch.int32, device=device)
-        stream = torch.cuda.current_stream(device).cuda_stream
-    known: dict[tuple[torch.device, int], Tensor] = _tickets.__dict__.setdefault("known", {})
-    ticket = known.get((device, stream))
-    if ticket is None:
-        ticket = known[device, stream] = torch.zeros((), dtype=torch.int32, device=device)
-    return ticket
-
-
-class Denominator(NamedTuple):
-    """Where the denominator of a head comes from, as `reduce_kernel` has it."""
-
-    kind: str = "number"  # or "tensor", "own", "counted"
-    number: float = 1.0
-    tensor: Tensor | None = None
-
-    @property
-    def known(self) -> bool:
-        """Whether it is known before a target or a weight is read."""
-        return self.kind in ("number", "tensor")
-
-
-class _Call(Heads):
-    """The launches of one call."""
-
-    def run(
-        self, loss: Tensor | None, components: Tensor | None, grad_output: Tensor | None
-    ) -> None:
-        """Launch the kernel of this reduction: for the loss, or for the gradients alone."""
-        arguments = self.arguments()
-        arguments.update(
-            loss_ptr=loss,
-            components_ptr=components,
-            grad_output_ptr=grad_output,
-            DEFERRED=grad_output is not None,
+            return _new_scratch(device, dtype, partials)
+        stream = torch._C._cuda_getCurrentRawStream(device.index)
+    known: dict[Any, Scratch] = _scratches.__dict__.setdefault("known", {})
+    scratch = known.get((device, stream, dtype))
+    if scratch is None or len(scratch.partials) < partials:
+        scratch = known[device, stream, dtype] = _new_scratch(
+            device, dtype, max(partials, PARTIALS)
         )
-        if self.spec.per_sample:
-            self._per_sample(arguments, grad_output)
-        else:
-            self._reduce(arguments)
-        if self.z_home is not None:
-            assert self.z.tensor is not None
-            self.z_home.copy_(self.z.tensor)
+    return scratch
 
-    def _reduce(self, arguments: dict[str, Any]) -> None:
-        n_cls = n_reg = 0
-        if self.z.tensor is not None:
-            tiles = triton.cdiv(self.positions, self.tile.rows)
-            n_cls = _programs(tiles, self.tile.warps, self.device)
-        if self.r.tensor is not None:
-            n_reg = _programs(triton.cdiv(self.elements, BLOCK_M), self.tile.warps, self.device)
-        ticket = _ticket(self.device)
-        flat = self.flat()
-        regression, classification = self._denominators(ticket, flat)
-        launch(
-            reduce_kernel,
-            n_cls + n_reg,
-            self.device,
-            self.tile.warps,
-            **arguments,
-            partials_ptr=self.empty(2, n_cls + n_reg),
-            ticket_ptr=ticket,
-            r_denominator_ptr=regression.tensor,
-            z_denominator_ptr=classification.tensor,
-            n_cls=n_cls,
-            elements=self.elements,
-            positions=self.positions,
-            r_denominator=regression.number,
-            z_denominator=classification.number,
-            of_nothing=self.spec.of_nothing,
-            R_DENOMINATOR=regression.kind,
-            Z_DENOMINATOR=classification.kind,
-            FLAT=flat and self.r.tensor is not None,
-            ROWS=self.tile.rows,
-            BLOCK_M=BLOCK_M,
-        )
 
-    def _denominators(self, ticket: Tensor, flat: bool) -> tuple[Denominator, Denominator]:
-        """Of both heads; those that a launch of their own has to find are counted here."""
-        spec, tensors = self.spec, self.tensors
-        by_weight = self.element_weight.tensor is not None or spec.ignores_nan
-        r = self._denominator(
-            self.r.tensor,
-            spec.regression_normalizer,
-            tensors.regression_normalizer,
-            None if by_weight else self.elements,
-        )
-        by_weight = not self.soft or self.position_weight.tensor is not None
-        z = self._denominator(
-            self.z.tensor,
-            spec.classification_normalizer,
-            tensors.classification_normalizer,
-            None if by_weight else self.positions,
-        )
-        count_r = not r.known and self.r_grad is not None and self.elements > COUNT_BOUND
-        count_z = not z.known and self.z_grad is not None and self.positions > COUNT_BOUND
-        if count_r or count_z:
-            counted = self._count(ticket, flat, count_r, count_z)
-            r = Denominator("counted", tensor=counted[0]) if count_r else r
-            z = Denominator("counted", tensor=counted[1]) if count_z else z
-        return r, z
-
-    def _denominator(
-        self, output: Tensor | None, number: float | None, tensor: Tensor | None, count: int | None
-    ) -> Denominator:
-        """Of a head: the caller's, the `count` of what is labelled, or for the kernel to find."""
-        if output is None or self.spec.reduction == "sum":
-            return Denominator()
-        if tensor is not None:
-            return Denominator("tensor", tensor=tensor)
-        if number is not None:
-            return Denominator(number=number)
-        if count is None:
-            return Denominator("own")
-        nothing = 1 if self.spec.empty == "zero" else 0  # 0/1 or 0/0
-        return Denominator(number=float(count or nothing))
-
-    def _count(self, ticket: Tensor, flat: bool, count_r: bool, count_z: bool) -> Tensor:
-        """Both denominators of "mean", (2,), in a launch of their own."""
-        n_cls = triton.cdiv(self.positions, COUNT_CHUNK) if count_z else 0
-        n_reg = triton.cdiv(self.elements, COUNT_CHUNK) if count_r else 0
-        denominators = self.empty(2)
-        launch(
-            count_kernel,
-            n_cls + n_reg,
-            self.device,
-            warps=4,
-            denominators_ptr=denominators,
-            partials_ptr=self.empty(n_cls + n_reg),
-            ticket_ptr=ticket,
-            t_ptr=self.t.tensor,
-            t_stride_n=self.t.stride_n,
-            t_stride_s=self.t.stride_s,
-            position_weight_ptr=self.position_weight.tensor,
-            position_weight_stride_n=self.position_weight.stride_n,
-            position_weight_stride_s=self.position_weight.stride_s,
-            class_weight_ptr=self.class_weight,
-            **self.y.arguments("y"),
-            **self.element_weight.arguments("element_weight"),
-            n_cls=n_cls,
-            chunk=COUNT_CHUNK,
-            positions=self.positions,
-            elements=self.elements,
-            S=self.z.positions,
-            C=self.z.classes,
-            D=self.r.columns,
-            ignore_index=self.spec.ignore_index,
-            **self._options_of_counting(count_r, count_z),
-            FLAT=flat and count_r,
-        )
-        return denominators
-
-    def _options_of_counting(self, count_r: bool, count_z: bool) -> dict[str, Any]:
-        """The options of the heads that are counted: others would compile the same code again."""
-        options = self.options()
-        del options["HAS_MASK"]
-        for name in ("SOFT", "HAS_WEIGHT", "HAS_POSITION_WEIGHT"):
-            options[name] = options[name] and count_z
-        for name in ("HAS_ELEMENT_WEIGHT", "IGNORE_NAN"):
-            options[name] = options[name] and count_r
-        if options["SOFT"]:
-            options["HAS_WEIGHT"] = False
-        return {**options, "COUNT_R": count_r, "COUNT_Z": count_z}
-
-    def _per_sample(self, arguments: dict[str, Any], grad_output: Tensor | None) -> None:
-        samples = self.samples()
-        one_position = self.z.positions == 1 or self.spec.per_position
-        rows = BLOCK_M if self.z.tensor is None else self.tile.rows
-        group = rows if one_position else 1
-        upstream = layout.Matrix(None) if grad_output is None else layout.matrix(grad_output)
-        launch(
-            per_sample_kernel,
-            _programs(triton.cdiv(samples, group), self.tile.warps, self.device),
-            self.device,
-            self.tile.warps,
-            **arguments,
-            samples=samples,
-            grad_output_inner=upstream.columns,
-            grad_output_stride_n=upstream.stride_n,
-            grad_output_stride_s=upstream.stride_d,
-            ONE_POSITION=one_position,
-            ROWS=rows,
-            SAMPLES=group,
-            BLOCK_D=max(1, BLOCK_M // group),
-        )
+def _new_scratch(device: torch.device, dtype: torch.dtype, partials: int) -> Scratch:
+    counts = torch.empty(2, dtype=torch.float64, device=device)
+    return Scratch(
+        torch.zeros((), dtype=torch.int32, device=device),
+        torch.empty(partials, dtype=torch.float64, device=device),
+        torch.empty(2, dtype=dtype, device=device),
+        counts,
+        counts[0],
+        counts[1],
+    )

@@ -86,6 +86,7 @@ def per_sample_kernel(
     INPLACE: tl.constexpr,
     DEFERRED: tl.constexpr,
     ONE_BLOCK: tl.constexpr,
+    UNIT: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     SAMPLES: tl.constexpr,  # ROWS with ONE_POSITION, else 1
@@ -102,15 +103,15 @@ def per_sample_kernel(
     z_grad = (z_grad_ptr, z_grad_stride_n, z_grad_stride_c, z_grad_stride_s)
     class_mask = (class_mask_ptr, class_mask_stride_n, class_mask_stride_c, class_mask_stride_s)
     position_weight = (position_weight_ptr, position_weight_stride_n, 0, position_weight_stride_s)
-    reg, cls = head_weights(weights_ptr, weights_stride, w_reg, w_cls, WEIGHTS, ACC)
+    reg, cls = head_weights(weights_ptr, weights_stride, w_reg, w_cls, WEIGHTS, tl.float64)
     for group in range(tl.program_id(0), tl.cdiv(samples, SAMPLES), tl.num_programs(0)):
         n = tl.full([], group, tl.int64) * SAMPLES + tl.arange(0, SAMPLES)  # (SAMPLES,)
         inside = n < samples
-        upstream = tl.full([SAMPLES], 1.0, ACC)
+        upstream = tl.full([SAMPLES], 1.0, tl.float64)
         if DEFERRED:
             step = (n // grad_output_inner) * grad_output_stride_n
             step += (n % grad_output_inner) * grad_output_stride_s
-            upstream = tl.load(grad_output_ptr + step, mask=inside, other=0.0).to(ACC)
+            upstream = tl.load(grad_output_ptr + step, mask=inside, other=0.0).to(tl.float64)
         ce = tl.zeros([SAMPLES], ACC)
         mse = tl.zeros([SAMPLES], ACC)
 
@@ -118,32 +119,32 @@ def per_sample_kernel(
             if ONE_POSITION:
                 ce, _ce_share = row_tile(
                     z, t, z_grad, class_mask, position_weight, class_weight_ptr, n, inside,
-                    cls * upstream, S, C, ignore_index, smoothing,
+                    (cls * upstream).to(ACC), S, C, ignore_index, smoothing,
                     SOFT, HAS_WEIGHT, HAS_MASK, HAS_POSITION_WEIGHT, SMOOTH, GRAD_Z, INPLACE,
-                    ONE_BLOCK, BLOCK_C, ACC,
+                    ONE_BLOCK, UNIT, BLOCK_C, ACC,
                 )  # fmt: skip
             else:
                 first = tl.full([], group, tl.int64) * S
                 if SOFT:
-                    labels = tl.full([], S, ACC)
+                    labels = tl.full([], S, tl.float64)
                 else:
                     labels = count_labels(
                         t, position_weight, class_weight_ptr, first, first + S, S, C, ignore_index,
                         SOFT, False, False, 1024, ACC,
                     )  # fmt: skip
                 labels = tl.maximum(labels, 1.0)
-                scale = tl.sum(divide(cls * upstream, labels + tl.zeros([SAMPLES], ACC), ACC), 0)
-                losses = tl.zeros([ROWS], ACC)
+                scale = tl.sum(cls * upstream / labels, 0).to(ACC)
+                losses = tl.zeros([ROWS], tl.float64)
                 for start in range(0, S, ROWS):
                     s = start + tl.arange(0, ROWS)
                     tile_losses, _tile_shares = row_tile(
                         z, t, z_grad, class_mask, position_weight, class_weight_ptr, first + s,
                         s < S, scale + tl.zeros([ROWS], ACC), S, C, ignore_index, smoothing,
                         SOFT, HAS_WEIGHT, HAS_MASK, HAS_POSITION_WEIGHT, SMOOTH, GRAD_Z, INPLACE,
-                        ONE_BLOCK, BLOCK_C, ACC,
+                        ONE_BLOCK, UNIT, BLOCK_C, ACC,
                     )  # fmt: skip
                     losses += tile_losses
-                ce += divide(tl.sum(losses, 0), labels, ACC)
+                ce += (tl.sum(losses, 0) / labels).to(ACC)
 
         if HAS_REGRESSION:
             columns = tl.full([SAMPLES], D, ACC)
@@ -156,7 +157,7 @@ def per_sample_kernel(
                     target = tl.load(at, mask=mask, other=float("nan")).to(ACC)
                     columns += tl.sum((target == target).to(ACC), 1)
             columns = tl.maximum(columns, 1.0)
-            scale = divide(reg * upstream, columns, ACC)
+            scale = (reg * upstream / columns).to(ACC)
             for start in range(0, D, BLOCK_D):
                 d = start + tl.arange(0, BLOCK_D)[None, :].to(tl.int64)
                 mask = inside[:, None] & (d < D)

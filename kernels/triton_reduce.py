@@ -14,6 +14,9 @@ where they come from: "number", a scalar that the host knows (1 under "sum"); "t
 caller's; "counted", from `count_kernel`, launched before; "own", each program counts for itself.
 For the last two a sum of 0 means that nothing is labelled.
 
+Few long rows are split (`SPLIT`): `slices_kernel` has read them in slices, and a program here
+writes the gradient of one, or without a gradient finds the loss of a row (see `triton_split`).
+
 Traffic with gradients: 2·N·C·b for the logits, 3·M·b for the regression head, 8·N for the indices.
 Without: N·C·b + 2·M·b + 8·N. `DEFERRED` launches the same kernel in the backward pass, to write
 gradients for a `grad_output` that is read on the device, and no loss.
@@ -29,7 +32,8 @@ from fused_loss.kernels.triton_counts import (
     last_to_arrive,
     sum_partials,
 )
-from fused_loss.kernels.triton_math import divide, head_weights, mean_of
+from fused_loss.kernels.triton_math import head_weights, mean_of
+from fused_loss.kernels.triton_split import slice_tile
 from fused_loss.kernels.triton_tiles import error_tile, row_tile
 
 
@@ -37,8 +41,9 @@ from fused_loss.kernels.triton_tiles import error_tile, row_tile
 def reduce_kernel(
     loss_ptr,  # ()
     components_ptr,  # (2,)
-    partials_ptr,  # (2, programs) in ACC: losses, shares
+    partials_ptr,  # (2, programs) float64: losses, shares
     ticket_ptr,  # () int32, 0 between launches
+    slices_ptr,  # what `slices_kernel` has published
     grad_output_ptr,  # ()
     weights_ptr,  # () alpha or (2,)
     class_weight_ptr,  # (C,)
@@ -54,6 +59,8 @@ def reduce_kernel(
     class_mask_ptr,  # (N, C, S) uint8
     position_weight_ptr,  # (N, S)
     n_cls,
+    slices,  # a row
+    columns,  # a slice
     elements,  # N·D
     D,
     r_stride_n,
@@ -106,7 +113,9 @@ def reduce_kernel(
     INPLACE: tl.constexpr,
     DEFERRED: tl.constexpr,
     FLAT: tl.constexpr,
+    SPLIT: tl.constexpr,  # 0, or how many slices a row has at most
     ONE_BLOCK: tl.constexpr,
+    UNIT: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -124,56 +133,64 @@ def reduce_kernel(
     z_grad = (z_grad_ptr, z_grad_stride_n, z_grad_stride_c, z_grad_stride_s)
     class_mask = (class_mask_ptr, class_mask_stride_n, class_mask_stride_c, class_mask_stride_s)
     position_weight = (position_weight_ptr, position_weight_stride_n, 0, position_weight_stride_s)
-    reg, cls = head_weights(weights_ptr, weights_stride, w_reg, w_cls, WEIGHTS, ACC)
+    reg, cls = head_weights(weights_ptr, weights_stride, w_reg, w_cls, WEIGHTS, tl.float64)
     r_scale, z_scale = reg, cls
     if DEFERRED:
-        grad_output = tl.load(grad_output_ptr).to(ACC)
+        grad_output = tl.load(grad_output_ptr).to(tl.float64)
         r_scale *= grad_output
         z_scale *= grad_output
-    value = tl.zeros([], ACC)
-    shares = tl.zeros([], ACC)
+    value = tl.zeros([], tl.float64)
+    shares = tl.zeros([], tl.float64)
 
     if HAS_CLASSIFICATION:
         if pid < n_cls:
             if GRAD_Z:
-                L = tl.full([], z_denominator, ACC)
+                L = tl.full([], z_denominator, tl.float64)
                 if Z_DENOMINATOR == "own":
                     L = count_labels(
                         t, position_weight, class_weight_ptr, 0, positions, S, C, ignore_index,
                         SOFT, HAS_WEIGHT, HAS_POSITION_WEIGHT, COUNT_BLOCK, ACC,
                     )  # fmt: skip
                 elif Z_DENOMINATOR != "number":
-                    L = tl.load(z_denominator_ptr).to(ACC)
-                z_scale = divide(z_scale, L, ACC)
+                    L = tl.load(z_denominator_ptr).to(tl.float64)
+                z_scale /= L
                 if (Z_DENOMINATOR == "own") or (Z_DENOMINATOR == "counted"):
                     z_scale = tl.where(L == 0.0, 0.0, z_scale)
-            losses = tl.zeros([ROWS], ACC)
-            row_shares = tl.zeros([ROWS], ACC)
-            for tile in range(pid, tl.cdiv(positions, ROWS), n_cls):
-                p = tl.full([], tile, tl.int64) * ROWS + tl.arange(0, ROWS)
-                tile_losses, tile_shares = row_tile(
-                    z, t, z_grad, class_mask, position_weight, class_weight_ptr, p, p < positions,
-                    z_scale + tl.zeros([ROWS], ACC), S, C, ignore_index, smoothing,
-                    SOFT, HAS_WEIGHT, HAS_MASK, HAS_POSITION_WEIGHT, SMOOTH, GRAD_Z, INPLACE,
-                    ONE_BLOCK, BLOCK_C, ACC,
+            if SPLIT:
+                losses, row_shares = slice_tile(
+                    slices_ptr, z, t, z_grad, class_mask, position_weight, class_weight_ptr, pid,
+                    z_scale.to(ACC), positions, slices, columns, S, C, ignore_index, smoothing,
+                    SOFT, HAS_WEIGHT, HAS_MASK, HAS_POSITION_WEIGHT, SMOOTH, GRAD_Z,
+                    SPLIT, UNIT, BLOCK_C, ACC,
                 )  # fmt: skip
-                losses += tile_losses
-                row_shares += tile_shares
-            value = tl.sum(losses, 0)
-            shares = tl.sum(row_shares, 0)
+            else:
+                losses = tl.zeros([ROWS], tl.float64)
+                row_shares = tl.zeros([ROWS], tl.float64)
+                for tile in range(pid, tl.cdiv(positions, ROWS), n_cls):
+                    p = tl.full([], tile, tl.int64) * ROWS + tl.arange(0, ROWS)
+                    tile_losses, tile_shares = row_tile(
+                        z, t, z_grad, class_mask, position_weight, class_weight_ptr, p,
+                        p < positions, tl.full([ROWS], 1.0, ACC) * z_scale.to(ACC), S, C,
+                        ignore_index, smoothing, SOFT, HAS_WEIGHT, HAS_MASK, HAS_POSITION_WEIGHT,
+                        SMOOTH, GRAD_Z, INPLACE, ONE_BLOCK, UNIT, BLOCK_C, ACC,
+                    )  # fmt: skip
+                    losses += tile_losses
+                    row_shares += tile_shares
+            value = tl.sum(losses.to(tl.float64), 0)
+            shares = tl.sum(row_shares.to(tl.float64), 0)
 
     if HAS_REGRESSION:
         if pid >= n_cls:
             if GRAD_R:
-                M = tl.full([], r_denominator, ACC)
+                M = tl.full([], r_denominator, tl.float64)
                 if R_DENOMINATOR == "own":
                     M = count_elements(
                         y, element_weight, 0, elements, D,
                         HAS_ELEMENT_WEIGHT, IGNORE_NAN, FLAT, COUNT_BLOCK, ACC,
                     )  # fmt: skip
                 elif R_DENOMINATOR != "number":
-                    M = tl.load(r_denominator_ptr).to(ACC)
-                r_scale = divide(r_scale, M, ACC)
+                    M = tl.load(r_denominator_ptr).to(tl.float64)
+                r_scale /= M
                 if (R_DENOMINATOR == "own") or (R_DENOMINATOR == "counted"):
                     r_scale = tl.where(M == 0.0, 0.0, r_scale)
             errors = tl.zeros([BLOCK_M], ACC)
@@ -181,22 +198,22 @@ def reduce_kernel(
             for tile in range(pid - n_cls, tl.cdiv(elements, BLOCK_M), programs - n_cls):
                 i = tl.full([], tile, tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
                 tile_errors, tile_shares = error_tile(
-                    r, y, r_grad, element_weight, i, i < elements, D, r_scale,
+                    r, y, r_grad, element_weight, i, i < elements, D, r_scale.to(ACC),
                     HAS_ELEMENT_WEIGHT, IGNORE_NAN, FLAT, GRAD_R, ACC,
                 )  # fmt: skip
                 errors += tile_errors
                 error_shares += tile_shares
-            value = tl.sum(errors, 0)
-            shares = tl.sum(error_shares, 0)
+            value = tl.sum(errors.to(tl.float64), 0)
+            shares = tl.sum(error_shares.to(tl.float64), 0)
 
     if not DEFERRED:
         tl.store(partials_ptr + pid, value)
         tl.store(partials_ptr + programs + pid, shares)
         if last_to_arrive(ticket_ptr):
-            mse, ce = sum_partials(partials_ptr, n_cls, programs, ACC)
-            M, L = sum_partials(partials_ptr + programs, n_cls, programs, ACC)
-            mse = mean_of(mse, M, r_denominator, r_denominator_ptr, of_nothing, R_DENOMINATOR, ACC)
-            ce = mean_of(ce, L, z_denominator, z_denominator_ptr, of_nothing, Z_DENOMINATOR, ACC)
+            mse, ce = sum_partials(partials_ptr, n_cls, programs)
+            M, L = sum_partials(partials_ptr + programs, n_cls, programs)
+            mse = mean_of(mse, M, r_denominator, r_denominator_ptr, of_nothing, R_DENOMINATOR)
+            ce = mean_of(ce, L, z_denominator, z_denominator_ptr, of_nothing, Z_DENOMINATOR)
             if HAS_REGRESSION and HAS_CLASSIFICATION:
                 tl.store(components_ptr, mse)
                 tl.store(components_ptr + 1, ce)

@@ -21,6 +21,10 @@ BLOCK_M = 2048  # elements of the regression head a program takes at a time
 SCALE_BLOCK = 4096  # elements of a gradient that are scaled at a time
 COUNT_BOUND = 1 << 14  # positions whose labels each program counts itself: 128 KiB of int64
 COUNT_CHUNK = 1 << 13  # positions a program of the counting kernel
+SPLIT = True  # few long rows: several programs a row, at the price of a launch. Not measured
+SPLIT_FROM = 32000  # columns of such a row at least
+SPLIT_BLOCK = 1024  # of them at a time: 8 a thread at 4 warps, 16 bytes of a 16-bit type
+SPLIT_MOST = 256  # programs a row
 
 
 class Tile(NamedTuple):
@@ -30,6 +34,14 @@ class Tile(NamedTuple):
     block_c: int
     one_block: bool
     warps: int
+
+
+class Slices(NamedTuple):
+    """A row split over `number` programs, `columns` each, whole blocks; the last may have fewer."""
+
+    number: int
+    columns: int
+    tile: Tile
 
 
 @functools.lru_cache(maxsize=1024)
@@ -42,8 +54,7 @@ def tile(classes: int, adjacent: bool, values: int, itemsize: int) -> Tile:
         values: What is kept a class: its logit, and its target or weight, and its mask, as needed.
         itemsize: Bytes of a value in registers, 4 or 8.
     """
-    width = triton.next_power_of_2(values) * itemsize // 4  # registers an element, in float32s
-    room = width * (itemsize // 4) ** 2  # float64 takes the most for its arithmetic
+    width, room = _registers(values, itemsize)
     longest = BLOCK_MAX // room if adjacent else STRIDED_BLOCK
     block = triton.next_power_of_2(classes)
     block_c = block if block <= longest else min(longest, STREAM_BLOCK // room)
@@ -53,3 +64,34 @@ def tile(classes: int, adjacent: bool, values: int, itemsize: int) -> Tile:
     rows = min(MOST_ROWS, max(1, held // block_c))
     warps = min(16, max(4, block_c * width // 1024))
     return Tile(rows, block_c, block <= longest, warps)
+
+
+@functools.lru_cache(maxsize=1024)
+def slices(
+    classes: int, adjacent: bool, values: int, itemsize: int, positions: int, processors: int
+) -> Slices | None:
+    """How rows of this length are split; None where a program a row keeps the device busy.
+
+    Args:
+        classes: C.
+        adjacent: As `tile` takes it, and the next two.
+        values: What is kept a class.
+        itemsize: Bytes of a value in registers.
+        positions: How many rows.
+        processors: Of the device.
+    """
+    few = 0 < positions < processors
+    if not (SPLIT and few and adjacent and classes >= SPLIT_FROM):
+        return None
+    _, room = _registers(values, itemsize)
+    block_c = min(SPLIT_BLOCK, STREAM_BLOCK // room)
+    resident = 8 * processors  # programs of 4 warps, as for every other tiling
+    wanted = min(SPLIT_MOST, resident // positions, triton.cdiv(classes, block_c))
+    columns = triton.cdiv(triton.cdiv(classes, wanted), block_c) * block_c
+    return Slices(triton.cdiv(classes, columns), columns, Tile(1, block_c, False, 4))
+
+
+def _registers(values: int, itemsize: int) -> tuple[int, int]:
+    """Registers an element, in float32s: what is kept of it, and what its arithmetic takes."""
+    width = triton.next_power_of_2(values) * itemsize // 4
+    return width, width * (itemsize // 4) ** 2  # float64 takes the most for its arithmetic

@@ -21,53 +21,29 @@ A position p = n·S + s of logits (N, C, S) lies at n·stride_n + s·stride_s; S
 import triton
 import triton.language as tl
 
-from fused_loss.kernels.triton_math import divide, element_of, rounded, row_of
-
-
-@triton.jit
-def class_targets(
-    q_row,  # (ROWS, 1) start of each row's probabilities
-    c,  # (1, BLOCK_C) classes
-    mask,  # (ROWS, BLOCK_C)
-    possible,  # (ROWS, BLOCK_C), or `mask` where every class is
-    w,  # (1, BLOCK_C) class weights, 1 where there are none
-    q_stride_c,
-    keep,  # 1-ε
-    even,  # (ROWS, 1) ε/K
-    SMOOTH: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    """q' of probability targets, (ROWS, BLOCK_C); 0 outside the row."""
-    q = tl.load(q_row + c * q_stride_c, mask=mask, other=0.0).to(ACC)
-    if SMOOTH:
-        q = q * keep + tl.where(possible, even, 0.0)
-    return tl.where(mask, q * w, 0.0)
-
-
-@triton.jit
-def class_weights(w_ptr, c, C, HAS_WEIGHT: tl.constexpr, ACC: tl.constexpr):
-    """The weights of classes c, (1, BLOCK_C); 0 outside [0, C)."""
-    if HAS_WEIGHT:
-        return tl.load(w_ptr + c, mask=c < C, other=0.0).to(ACC)
-    else:
-        return (c < C).to(ACC)
-
-
-@triton.jit
-def possible_classes(m_row, m_stride_c, c, mask, HAS_MASK: tl.constexpr):
-    """Which classes c of each row are possible, (ROWS, BLOCK_C); `mask` where all are."""
-    if HAS_MASK:
-        return mask & (tl.load(m_row + c * m_stride_c, mask=mask, other=0) != 0)
-    else:
-        return mask
-
-
-@triton.jit
-def weighted_logits(q, centred, mask, HAS_MASK: tl.constexpr):
-    """Σ_c q·(z - shift), (ROWS,); with a mask of classes, 0 · log 0 = 0."""
-    if HAS_MASK:
-        mask = mask & ((q != 0.0) | (centred != float("-inf")))
-    return tl.sum(tl.where(mask, q * centred, 0.0), 1)
+from fused_loss.kernels.triton_math import (
+    divide,
+    element_of,
+    multiple_of,
+    rounded,
+    row_of,
+    row_sums,
+)
+from fused_loss.kernels.triton_passes import (
+    count_possible,
+    loss_of,
+    read_classes,
+    scaled,
+    write_classes,
+)
+from fused_loss.kernels.triton_targets import (
+    class_targets,
+    class_weights,
+    labels_of,
+    logit_of,
+    possible_classes,
+    weighted_logits,
+)
 
 
 @triton.jit
@@ -93,6 +69,7 @@ def row_tile(
     GRAD: tl.constexpr,
     INPLACE: tl.constexpr,  # g is z
     ONE_BLOCK: tl.constexpr,
+    UNIT: tl.constexpr,  # a power of two that divides C and the strides n and s of rows of classes
     BLOCK_C: tl.constexpr,
     ACC: tl.constexpr,
 ):
@@ -101,40 +78,26 @@ def row_tile(
     The share of a row is what it adds to the denominator of "mean": `class_weight[t]`, or 1, times
     the weight of the position.
     """
-    z_row, t_row, g_row = row_of(z, p, S), row_of(t, p, S), row_of(g, p, S)  # (ROWS,)
-    m_row = row_of(class_mask, p, S) if HAS_MASK else z_row
-    m_rows, m_step = m_row[:, None], class_mask[2]
-    c = tl.arange(0, BLOCK_C)[None, :].to(tl.int64)
-    w = class_weights(w_ptr, c, C, HAS_WEIGHT, ACC)
+    C = multiple_of(C, UNIT)
+    z_row, g_row = row_of(z, p, S, UNIT), row_of(g, p, S, UNIT)  # (ROWS,)
+    t_row = row_of(t, p, S, UNIT) if SOFT else row_of(t, p, S)
+    m_row = row_of(class_mask, p, S, UNIT) if HAS_MASK else z_row
+    rows, steps = (z_row, t_row, m_row), (z[2], t[2], class_mask[2])
     keep = tl.full([], 1.0 - smoothing, ACC)
-
-    # Class index: t, whether there is one, whether it is legal, and its weight: NaN for an illegal
-    # one, and so its loss and its gradient. Positions without a label are masked at the end.
-    labelled = inside
-    legal = inside
-    label = tl.zeros_like(p)
-    share = tl.where(inside, 1.0, 0.0).to(ACC)
-    z_t = tl.zeros(p.shape, ACC)
-    if not SOFT:
-        label = tl.load(t_row, mask=inside, other=0).to(tl.int64)
-        labelled = inside & (label != ignore_index)
-        legal = labelled & (label >= 0) & (label < C)
-        if HAS_WEIGHT:
-            share = tl.load(w_ptr + label, mask=legal, other=float("nan")).to(ACC)
-        else:
-            share = tl.where(legal, 1.0, float("nan")).to(ACC)
-        z_t = tl.load(z_row + label * z[2], mask=legal, other=0.0).to(ACC)
-        if HAS_MASK:
-            reached = tl.load(m_row + label * m_step, mask=legal, other=1) != 0
-            z_t = tl.where(reached, z_t, float("-inf"))
+    labelled, label, legal, share = labels_of(
+        t_row, w_ptr, inside, C, ignore_index, SOFT, HAS_WEIGHT, ACC
+    )
+    z_t = logit_of(z_row, m_row, z[2], class_mask[2], label, legal, SOFT, HAS_MASK, ACC)
     w_t = share
 
     # First pass: m, s, A = Σ q' and B = Σ q'·(z - m); for class indices A and B hold the smoothed
-    # part Σ w and Σ w·(z - m), scaled below. `shift` is m, or 0 while m is -inf.
+    # part Σ w and Σ w·(z - m), scaled by `loss_of`. `shift` is m, or 0 while m is -inf.
     count = tl.full(p.shape, C, ACC)  # K
     if ONE_BLOCK:
+        c = tl.arange(0, BLOCK_C)[None, :].to(tl.int64)
+        w = class_weights(w_ptr, c, C, HAS_WEIGHT, ACC)
         mask = inside[:, None] & (c < C)
-        possible = possible_classes(m_rows, m_step, c, mask, HAS_MASK)
+        possible = possible_classes(m_row[:, None], class_mask[2], c, mask, HAS_MASK)
         x = tl.load(z_row[:, None] + c * z[2], mask=mask, other=float("-inf")).to(ACC)
         if HAS_MASK:
             x = tl.where(possible, x, float("-inf"))
@@ -144,116 +107,62 @@ def row_tile(
         shift = tl.where(m == float("-inf"), 0.0, m)
         centred = x - shift[:, None]
         e = tl.exp(centred)
-        total = tl.sum(e, 1)
+        total = row_sums(e, z[0])
+        mass = tl.zeros(p.shape, ACC)
+        cross = tl.zeros(p.shape, ACC)
         if SOFT:
             q = class_targets(
                 t_row[:, None], c, mask, possible, w, t[2], keep, even[:, None], SMOOTH, ACC
             )
-            mass = tl.sum(q, 1)
+            mass = row_sums(q, z[0])
             cross = weighted_logits(q, centred, mask, HAS_MASK)
         elif SMOOTH:
             spread = tl.where(possible, w, 0.0)
             mass = tl.sum(spread, 1)
             cross = weighted_logits(spread, centred, mask, HAS_MASK)
     else:
-        if HAS_MASK:
-            count = tl.zeros(p.shape, ACC)
-            if SOFT and SMOOTH:  # K comes before the first q'
-                for start in range(0, C, BLOCK_C):
-                    mask = inside[:, None] & (start + c < C)
-                    possible = possible_classes(m_rows, m_step, start + c, mask, HAS_MASK)
-                    count += tl.sum(possible.to(ACC), 1)
+        if HAS_MASK and SOFT and SMOOTH:  # K comes before the first q'
+            count = count_possible(m_row, class_mask[2], inside, 0, C, BLOCK_C, ACC)
         even = divide(tl.full([], smoothing, ACC), tl.maximum(count, 1.0), ACC)
-        m = tl.full(p.shape, float("-inf"), ACC)
-        shift = tl.zeros(p.shape, ACC)
-        total = tl.zeros(p.shape, ACC)
-        mass = tl.zeros(p.shape, ACC)
-        cross = tl.zeros(p.shape, ACC)
-        for start in range(0, C, BLOCK_C):
-            k = start + c
-            mask = inside[:, None] & (k < C)
-            possible = possible_classes(m_rows, m_step, k, mask, HAS_MASK)
-            x = tl.load(z_row[:, None] + k * z[2], mask=mask, other=float("-inf")).to(ACC)
-            if HAS_MASK:
-                x = tl.where(possible, x, float("-inf"))
-                if not (SOFT and SMOOTH):
-                    count += tl.sum(possible.to(ACC), 1)
-            m = tl.maximum(m, tl.max(x, 1))
-            new_shift = tl.where(m == float("-inf"), 0.0, m)
-            centred = x - new_shift[:, None]
-            carried = tl.where(total == 0.0, 0.0, total * tl.exp(shift - new_shift))  # 0 · inf
-            total = carried + tl.sum(tl.exp(centred), 1)
-            if SOFT or SMOOTH:
-                q = class_weights(w_ptr, k, C, HAS_WEIGHT, ACC)
-                if SOFT:
-                    q = class_targets(
-                        t_row[:, None], k, mask, possible, q, t[2], keep, even[:, None], SMOOTH, ACC
-                    )
-                else:
-                    q = tl.where(possible, q, 0.0)
-                cross += mass * (shift - new_shift) + weighted_logits(q, centred, mask, HAS_MASK)
-                mass += tl.sum(q, 1)
-            shift = new_shift
-        if HAS_MASK:
+        shift, total, mass, cross, found = read_classes(
+            rows, steps, w_ptr, inside, 0, C, keep, even,
+            SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH, BLOCK_C, ACC,
+        )  # fmt: skip
+        if HAS_MASK and not (SOFT and SMOOTH):
+            count = found
             even = divide(tl.full([], smoothing, ACC), tl.maximum(count, 1.0), ACC)
 
-    log_total = tl.log(total)
-    if HAS_MASK:
-        log_total = tl.where(count == 0.0, 0.0, log_total)
-    if SOFT:
-        loss = mass * log_total - cross
-    else:
-        hit = keep * w_t if SMOOTH else w_t  # q' is even·w, and at t also this
-        nll = log_total - (z_t - shift)
-        if HAS_MASK:
-            nll = tl.where((hit == 0.0) & (nll == float("inf")), 0.0, nll)
-        loss = hit * nll
-        if SMOOTH:
-            loss += even * (mass * log_total - cross)
-            mass = hit + even * mass
-        else:
-            mass = hit
+    loss, mass, hit = loss_of(
+        shift, total, mass, cross, count, z_t, w_t, keep, even, SOFT, HAS_MASK, SMOOTH
+    )
     if HAS_POSITION_WEIGHT:
         weight = tl.load(row_of(position_weight, p, S), mask=labelled, other=0.0).to(ACC)
         loss *= weight
         share *= weight
         scale *= weight
 
-    # Second pass: scale · (A·p - q'); exactly 0 in rows without a label and for impossible classes.
+    # Second pass: scale · (A·p - q'), where A and q' take the scale: a product less an element.
+    # Exactly 0 in rows without a label and for impossible classes.
     if GRAD:
         if INPLACE:
             tl.debug_barrier()  # every warp has read what this one is about to overwrite
-        over = divide(mass, total, ACC)
+        over, hit, even = scaled(mass, total, hit, even, scale, SOFT, SMOOTH, ACC)
         if ONE_BLOCK:
             d = e * over[:, None]
             if SOFT:
-                d -= q
+                d -= q * scale[:, None]
             else:
                 if SMOOTH:
                     d -= even[:, None] * w
                 d -= tl.where(c == label[:, None], hit[:, None], 0.0)
             kept = labelled[:, None] & possible if HAS_MASK else labelled[:, None]
-            d = tl.where(kept, d * scale[:, None], 0.0)
+            d = tl.where(kept, d, 0.0)
             tl.store(g_row[:, None] + c * g[2], rounded(d, g[0]), mask=mask)
         else:
-            for start in range(0, C, BLOCK_C):
-                k = start + c
-                mask = inside[:, None] & (k < C)
-                possible = possible_classes(m_rows, m_step, k, mask, HAS_MASK)
-                x = tl.load(z_row[:, None] + k * z[2], mask=mask, other=float("-inf")).to(ACC)
-                d = tl.exp(x - shift[:, None]) * over[:, None]
-                if SOFT:
-                    w = class_weights(w_ptr, k, C, HAS_WEIGHT, ACC)
-                    d -= class_targets(
-                        t_row[:, None], k, mask, possible, w, t[2], keep, even[:, None], SMOOTH, ACC
-                    )
-                else:
-                    if SMOOTH:
-                        d -= even[:, None] * class_weights(w_ptr, k, C, HAS_WEIGHT, ACC)
-                    d -= tl.where(k == label[:, None], hit[:, None], 0.0)
-                kept = labelled[:, None] & possible if HAS_MASK else labelled[:, None]
-                d = tl.where(kept, d * scale[:, None], 0.0)
-                tl.store(g_row[:, None] + k * g[2], rounded(d, g[0]), mask=mask)
+            write_classes(
+                rows, steps, g_row, g[2], w_ptr, inside, labelled, label, hit, shift, over, scale,
+                0, C, keep, even, SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH, BLOCK_C, ACC,
+            )  # fmt: skip
 
     return tl.where(labelled, loss, 0.0), tl.where(labelled, share, 0.0)
 

@@ -7,17 +7,16 @@ the launcher does, and the guard in conftest.py holds every launch of every test
 from __future__ import annotations
 
 import functools
-import inspect
 import itertools
 import random
 from typing import Any
 
 import triton.language as tl
 
+from fused_loss.bench.ahead import Variant
 from fused_loss.kernels import triton_table
 
-Variant = tuple[str, tuple[tuple[str, Any], ...]]
-
+UNITS = (1, 2, 4, 8)
 DRAWS = 6000  # combinations, to see which pairs of values exist
 _SWITCH = (False, True)
 _KINDS = ("number", "tensor", "own", "counted")
@@ -28,7 +27,12 @@ _OPTIONS = {
     **dict.fromkeys(("HAS_POSITION_WEIGHT", "HAS_ELEMENT_WEIGHT", "IGNORE_NAN"), _SWITCH),
 }
 _OF_KERNEL = {
-    "reduce_kernel": {"R_DENOMINATOR": _KINDS, "Z_DENOMINATOR": _KINDS, "FLAT": _SWITCH},
+    "reduce_kernel": {
+        "R_DENOMINATOR": _KINDS,
+        "Z_DENOMINATOR": _KINDS,
+        "FLAT": _SWITCH,
+        "SPLIT": (0, triton_table.SPLIT_MOST),
+    },
     "per_sample_kernel": {"ONE_POSITION": _SWITCH},
 }
 OF_REGRESSION = ("GRAD_R", "HAS_ELEMENT_WEIGHT", "IGNORE_NAN")
@@ -36,18 +40,6 @@ OF_CLASSIFICATION = (
     "GRAD_Z", "SOFT", "HAS_WEIGHT", "HAS_MASK", "SMOOTH", "HAS_POSITION_WEIGHT", "INPLACE",
 )  # fmt: skip
 OF_COMBINED = ("HAS_MASK", "HAS_POSITION_WEIGHT", "HAS_ELEMENT_WEIGHT", "IGNORE_NAN", "INPLACE")
-
-
-@functools.cache
-def _constexprs(function: Any) -> tuple[str, ...]:
-    annotations = inspect.signature(function).parameters.values()
-    return tuple(p.name for p in annotations if p.annotation is tl.constexpr)
-
-
-def variant(kernel: Any, warps: int, arguments: dict[str, Any]) -> Variant:
-    """The variant that a launch with these arguments runs."""
-    values = [(name, arguments[name]) for name in _constexprs(kernel.fn)]
-    return kernel.fn.__name__, (*values, ("warps", warps))
 
 
 @functools.cache
@@ -59,6 +51,9 @@ def known(key: Variant) -> bool:
         return (c["BLOCK"], c["warps"]) == (triton_table.SCALE_BLOCK, 4)
     if kernel == "count_kernel":
         return c["warps"] == 4 and _count_known(c)
+    if kernel == "slices_kernel":
+        tile = _split_tile(_values(c), _itemsize(c))
+        return (c["BLOCK_C"], c["warps"]) == (tile.block_c, tile.warps) and c["UNIT"] in UNITS
     return _options_known(kernel, c) and _tiling_known(kernel, c)
 
 
@@ -98,6 +93,8 @@ def _options_known(kernel: str, c: dict[str, Any]) -> bool:
         uncounted_z = c["SOFT"] and not c["HAS_POSITION_WEIGHT"]
         rules += [
             r or not c["FLAT"],
+            z or not c["SPLIT"],
+            not c["SPLIT"] or c["Z_DENOMINATOR"] != "counted",  # few rows: never that many labels
             _denominator_known(c["R_DENOMINATOR"], r, combined, c["GRAD_R"], uncounted_r),
             _denominator_known(c["Z_DENOMINATOR"], z, combined, c["GRAD_Z"], uncounted_z),
         ]
@@ -124,11 +121,29 @@ def _tiling_known(kernel: str, c: dict[str, Any]) -> bool:
     else:
         rest = c["SAMPLES"] == (rows if c["ONE_POSITION"] else 1)
         rest = rest and c["BLOCK_D"] == max(1, block_m // c["SAMPLES"])
-    values = 1 + (c["SOFT"] or c["HAS_WEIGHT"] or c["SMOOTH"]) + c["HAS_MASK"]
-    tiles = _tiles(c["HAS_CLASSIFICATION"], values, 8 if c["ACC"] == tl.float64 else 4)
+    tiles = _tiles(c["HAS_CLASSIFICATION"], _values(c), _itemsize(c))
+    if kernel == "reduce_kernel" and c["SPLIT"]:
+        tiles = frozenset([_split_tile(_values(c), _itemsize(c))])
     if kernel == "per_sample_kernel" and not c["HAS_CLASSIFICATION"]:
         tiles = frozenset(tile._replace(rows=block_m) for tile in tiles)
-    return rest and (rows, c["BLOCK_C"], c["ONE_BLOCK"], c["warps"]) in tiles
+    units = UNITS if c["HAS_CLASSIFICATION"] else (1,)
+    return rest and c["UNIT"] in units and (rows, c["BLOCK_C"], c["ONE_BLOCK"], c["warps"]) in tiles
+
+
+def _values(c: dict[str, Any]) -> int:
+    return 1 + (c["SOFT"] or c["HAS_WEIGHT"] or c["SMOOTH"]) + c["HAS_MASK"]
+
+
+def _itemsize(c: dict[str, Any]) -> int:
+    return 8 if c["ACC"] == tl.float64 else 4
+
+
+@functools.cache
+def _split_tile(values: int, itemsize: int) -> triton_table.Tile:
+    """Of a long row that several programs share."""
+    split = triton_table.slices(triton_table.SPLIT_FROM, True, values, itemsize, 1, 132)
+    assert split is not None
+    return split.tile
 
 
 @functools.cache
@@ -171,4 +186,6 @@ def _mended(kernel: str, c: dict[str, Any]) -> dict[str, Any]:
         c = c | {"GRAD_R": c["HAS_REGRESSION"], "GRAD_Z": c["HAS_CLASSIFICATION"]}
     elif kernel == "per_sample_kernel":
         off += ("GRAD_R", "GRAD_Z", "INPLACE")
+    if kernel == "reduce_kernel" and not c["HAS_CLASSIFICATION"]:
+        off += ("SPLIT",)
     return c | dict.fromkeys(off, False)

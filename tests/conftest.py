@@ -21,21 +21,24 @@ settings.register_profile("thorough", max_examples=2000, print_blob=True)
 def _known_variants(request: pytest.FixtureRequest) -> Iterator[None]:
     """Look at every launch of a test, where Triton has been imported before it.
 
-    Tests with the fixture `shrunken` change the launch table and are left alone.
+    Tests with the fixture `shrunken` or `tuned` take other tiles than the launch table's and are
+    left alone.
     """
     launcher: Any = sys.modules.get("fused_loss.kernels.triton_launch")
-    if launcher is None or "shrunken" in request.fixturenames:
+    if launcher is None or {"shrunken", "tuned"} & set(request.fixturenames):
         yield
         return
-    from _variants import known, variant
+    from _variants import known
+
+    from fused_loss.bench.ahead import variant
 
     original = launcher.launch
 
-    def guarded(kernel: Any, programs: int, device: Any, warps: int, **arguments: Any) -> None:
-        key = variant(kernel, warps, arguments)
+    def guarded(call: Any, arguments: dict[str, Any]) -> None:
+        key = variant(call.kernel, call.warps, arguments)
         if not known(key):
             pytest.fail(f"a kernel variant that no test compiles for a GPU: {key}")
-        original(kernel, programs, device, warps, **arguments)
+        original(call, arguments)
 
     launcher.launch = guarded
     yield

@@ -9,24 +9,18 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 import triton.language as tl
-from _aot import GFX942, SM_90, Code, Compiler
-from _calls import (
-    DTYPES,
-    SPACE,
-    Call,
-    every_option,
-    launches_go_to,
-    pairs,
-    pairwise,
-    samples,
-)
-from _variants import known, names, option_pairs, variant
+from _calls import SPACE, every_option, pairs, pairwise, samples
+from _variants import known, names, option_pairs
 
+from fused_loss.bench.ahead import GFX942, SM_90, Code, Compiler, variant
+from fused_loss.bench.calls import DTYPES, Call, launches_go_to
 from fused_loss.kernels import triton_launch, triton_table
+from fused_loss.kernels.triton_grid import Launch
 from fused_loss.kernels.triton_scale import scale_kernel
 
 SMALL = {
@@ -52,7 +46,9 @@ FULL = Call(
     element_weight="full",
     missing=True,
 )
+FEW_AND_COUNTED = Call(classes=32000, r_layout="wide", element_weight="full")  # three launches
 PARTS = 16
+TILED = ("reduce_kernel", "per_sample_kernel", "slices_kernel")
 
 
 def regimes() -> list[Call]:
@@ -60,10 +56,13 @@ def regimes() -> list[Call]:
     plain = [("f32", 16), ("bf16", 128), ("f32", 1024), ("bf16", 16384), ("bf16", 262144)]
     full = [("bf16", 16), ("f32", 1024), ("f64", 2048), ("f32", 8192), ("bf16", 32000)]
     smoothed = FULL._replace(targets="int64")
+    split = Call(z_dtype="bf16", r_dtype="bf16", classes=262144)
     return [
         *[Call(z_dtype=z, r_dtype=z, classes=classes) for z, classes in plain],
         *[FULL._replace(z_dtype=z, r_dtype=z, classes=classes) for z, classes in full],
         *[smoothed._replace(z_dtype=z, r_dtype=z, classes=classes) for z, classes in full[1::2]],
+        *[call._replace(classes=32000) for call in (Call(), FULL, smoothed)],
+        *[split, split._replace(samples="many"), split._replace(grads=""), FEW_AND_COUNTED],
     ]
 
 
@@ -97,7 +96,7 @@ def check(call: Call, codes: list[Code]) -> None:
     assert codes
     for code in codes:
         assert code.spilled == 0, f"{code.spilled} bytes a thread in {code.kernel} {code.variant}"
-        if call.vectors and code.kernel in ("reduce_kernel", "per_sample_kernel"):
+        if call.vectors and code.kernel in TILED:
             check_widths(call, code)
 
 
@@ -105,25 +104,33 @@ def check_widths(call: Call, code: Code) -> None:
     """Logits, probabilities and gradient move 128 bits an instruction, and all of them do.
 
     A thread reads its share of a tile once, or twice where the gradient takes a second pass, and
-    not at all for the other head's gradient. Only the target's own logit is read alone, one a row.
+    not at all for the other head's gradient. A row that is split is read once for its sums, and
+    once for its gradient. Only the target's own logit is read alone, one a row.
     """
-    options = dict(code.variant)
+    reading = {"GRAD_Z": False, "DEFERRED": False, "ONE_BLOCK": False, "ROWS": 1, "SPLIT": 0}
+    options = reading | dict(code.variant)
     tile = options["ROWS"] * options["BLOCK_C"] // (32 * options["warps"])  # elements a thread
     passes = 2 if options["GRAD_Z"] and not options["ONE_BLOCK"] else 1
-    if options["DEFERRED"] and not options["GRAD_Z"]:
+    if options["SPLIT"]:
+        passes = int(options["GRAD_Z"])
+    elif options["DEFERRED"] and not options["GRAD_Z"]:
         passes = 0
     z_bytes = DTYPES[call.z_dtype].itemsize
-    shares = {("z_ptr", "ld"): passes * tile * z_bytes}
+    spread = code.kernel == "slices_kernel" and options["SMOOTH"] and options["SOFT"]
+    again = 2 if spread and options["HAS_MASK"] else 1  # see `triton_split`
+    shares = {("z_ptr", "ld"): again * passes * tile * z_bytes}
     if options["SOFT"]:
         shares["t_ptr", "ld"] = passes * tile * (4 if call.targets == "soft32" else z_bytes)
     if options["GRAD_Z"]:
         shares["z_grad_ptr", "st"] = tile * z_bytes
     for key, share in shares.items():
-        counts = Counter({a.bits: a.count for a in code.accesses if (a.pointer, a.kind) == key})
+        counts = Counter({a.bits: a.number for a in code.accesses if (a.pointer, a.kind) == key})
         assert counts.pop(128, 0) == share // 16
         alone = options["ROWS"] if key == ("z_ptr", "ld") and not options["SOFT"] else 0
         assert sum(counts.values()) <= alone
-    assert code.wide_loads >= sum(a.count for a in code.accesses if (a.kind, a.bits) == ("ld", 128))
+    assert code.wide_loads >= sum(
+        a.number for a in code.accesses if (a.kind, a.bits) == ("ld", 128)
+    )
 
 
 @pytest.mark.parametrize("call", [*pairwise(SPACE), *regimes()], ids=name)
@@ -131,11 +138,86 @@ def test_compiles_for_hopper(compiler: Compiler, call: Call) -> None:
     check(call, compiler.compile(call, SM_90))
 
 
+@pytest.mark.parametrize(
+    ("reduction", "dtype", "classes", "bits"),
+    [
+        ("mean", "bf16", 1000, 128),
+        ("mean", "bf16", 32008, 128),
+        ("mean", "bf16", 1004, 64),
+        ("mean", "bf16", 1001, 16),
+        ("mean", "f32", 1004, 128),
+        ("mean", "f32", 10, 64),
+        ("none", "bf16", 1000, 128),
+        ("none", "f32", 1002, 64),
+    ],
+)
+def test_a_row_moves_as_many_bits_as_its_length_allows(
+    compiler: Compiler, reduction: str, dtype: str, classes: int, bits: int
+) -> None:
+    call = Call(reduction=reduction, z_dtype=dtype, r_dtype=dtype, classes=classes)
+    for code in compiler.compile(call, SM_90):
+        check_bits(code, "z_ptr", "ld", bits)
+        check_bits(code, "z_grad_ptr", "st", bits)
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("bf16", 16), ("f32", 32)])
+def test_rows_from_an_odd_address_are_read_an_element_at_a_time(
+    compiler: Compiler, dtype: str, bits: int
+) -> None:
+    call = Call(z_dtype=dtype, layout="shifted")
+    for code in compiler.compile(call, SM_90):
+        check_bits(code, "z_ptr", "ld", bits)
+        check_bits(code, "z_grad_ptr", "st", 128)
+
+
+def check_bits(code: Code, pointer: str, kind: str, bits: int) -> None:
+    """That most accesses move so many bits: of loads, a target's own logit is read alone."""
+    options = dict(code.variant)
+    if "ROWS" not in options or not (kind == "ld" or options["GRAD_Z"]):
+        return
+    counts = Counter(
+        {a.bits: a.number for a in code.accesses if (a.pointer, a.kind) == (pointer, kind)}
+    )
+    assert counts.pop(bits, 0)
+    assert sum(counts.values()) <= (options["ROWS"] if kind == "ld" else 0)
+
+
 @pytest.mark.parametrize("call", pairwise(SMALL), ids=name)
 def test_compiles_for_mi300(compiler: Compiler, call: Call) -> None:
     codes = compiler.compile(call, GFX942)
     assert codes
     assert not any(code.spilled for code in codes)
+
+
+def trials() -> list[Any]:
+    """Calls whose tiles FUSED_LOSS_AUTOTUNE tries: rows in many blocks, and (slow) the others."""
+    plain = [("f32", 16), ("bf16", 128), ("f32", 1024), ("bf16", 4096), ("f64", 1000)]
+    full = [("bf16", 16), ("f32", 1024), ("f64", 2048), ("f32", 8192), ("bf16", 32000)]
+    others = [
+        *[Call(z_dtype=z, r_dtype=z, classes=classes) for z, classes in plain],
+        *[FULL._replace(z_dtype=z, r_dtype=z, classes=classes) for z, classes in full],
+        Call(reduction="none"),
+        Call(layout="spatial"),
+        Call(layout="transposed", classes=3),
+    ]
+    return [
+        Call(z_dtype="bf16", classes=262144, grads="z"),
+        *[pytest.param(call, marks=pytest.mark.slow) for call in others],
+    ]
+
+
+@pytest.mark.parametrize("call", trials(), ids=name)
+def test_every_candidate_of_a_trial_compiles(compiler: Compiler, call: Call) -> None:
+    """Without a spill; each has a tile of its own."""
+    seen: list[Any] = []
+    for candidate in itertools.count():
+        codes = compiler.compile(call, SM_90, candidate)
+        assert not any(code.spilled for code in codes)
+        variants = [code.variant for code in codes]
+        if variants in seen:  # one more than there are
+            break
+        seen.append(variants)
+    assert len(seen) > 2
 
 
 @pytest.mark.slow
@@ -160,8 +242,8 @@ def test_the_known_variants_are_those_that_calls_bring_about() -> None:
     seen: dict[str, set[frozenset]] = {"reduce_kernel": set(), "per_sample_kernel": set()}
     strangers = []
 
-    def launch(kernel, programs, device, warps, **arguments):
-        key = variant(kernel, warps, arguments)
+    def launch(made, arguments):
+        key = variant(made.kernel, made.warps, arguments)
         if not known(key):
             strangers.append(key)
         if key[0] in seen:
@@ -169,7 +251,7 @@ def test_the_known_variants_are_those_that_calls_bring_about() -> None:
             seen[key[0]] |= {frozenset(pair) for pair in itertools.combinations(chosen, 2)}
 
     with launches_go_to(launch):
-        for call in (*pairwise(SPACE), *every_option()):
+        for call in (*pairwise(SPACE), *every_option(), FEW_AND_COUNTED):
             call.run()
     assert not strangers
     for kernel, found in seen.items():
@@ -179,5 +261,6 @@ def test_the_known_variants_are_those_that_calls_bring_about() -> None:
 
 def test_a_launch_of_an_unknown_variant_fails_its_test() -> None:
     arguments = {"IN_PLACE": True, "ACC": tl.float32, "BLOCK": triton_table.SCALE_BLOCK + 1}
+    made = Launch(scale_kernel, 1, torch.device("cpu"), 4, **arguments)
     with pytest.raises(pytest.fail.Exception, match="scale_kernel"):
-        triton_launch.launch(scale_kernel, 1, torch.device("cpu"), warps=4, **arguments)
+        triton_launch.launch(made, made.arguments)

@@ -75,9 +75,9 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     kernels: list[str] = []
     original = triton_launch.launch
 
-    def recorded(kernel: Any, *args: Any, **kwargs: Any) -> None:
-        kernels.append(kernel.fn.__name__)
-        original(kernel, *args, **kwargs)
+    def recorded(call: Any, arguments: dict[str, Any]) -> None:
+        kernels.append(call.kernel.fn.__name__)
+        original(call, arguments)
 
     monkeypatch.setattr(triton_launch, "launch", recorded)
     return kernels

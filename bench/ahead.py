@@ -1,11 +1,13 @@
 """Compiles the launches of a call for GPUs that are not there, and reads what came out.
 
-Run as a script this is a worker: a line of JSON in, a line of JSON out. It runs without
+Run as a module this is a worker: a line of JSON in, a line of JSON out. It runs without
 TRITON_INTERPRET, and Triton's own JIT decides what is specialised, as it does before a launch.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import os
 import re
@@ -17,12 +19,16 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
-from _calls import Call
+from fused_loss.bench.calls import Call, launches_go_to
+from fused_loss.bench.sass import Work, work
 
 SM_90 = ("cuda", 90, 32)
 GFX942 = ("hip", "gfx942", 64)
 REGISTERS = 65536  # of a multiprocessor
+
+Variant = tuple[str, tuple[tuple[str, Any], ...]]
 
 
 class Access(NamedTuple):
@@ -31,7 +37,7 @@ class Access(NamedTuple):
     pointer: str  # "z_ptr"
     kind: str  # "ld", "st"
     bits: int  # that one instruction moves for a thread
-    count: int
+    number: int  # of instructions
 
 
 class Code(NamedTuple):
@@ -39,11 +45,14 @@ class Code(NamedTuple):
 
     kernel: str
     variant: list[Any]
+    programs: int
     registers: int
+    shared: int  # bytes a program
     spilled: int  # bytes a thread for which there is no register: stack and local memory
     unforced: int  # bytes that ptxas spills unforced, to fit one more block on a multiprocessor
     accesses: list[Access]
-    wide_loads: int  # LDG.E.128 in the machine code, counted for `vectors` only
+    wide_loads: int  # LDG.E.128 in the machine code
+    work: Work  # of its loop over rows of logits
 
 
 class Compiler:
@@ -52,11 +61,15 @@ class Compiler:
     def __init__(self, folder: Path) -> None:
         environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
         environment["TRITON_CACHE_DIR"] = str(folder / "cache")
-        paths = [str(Path(__file__).parent), environment.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+        environment["PYTHONPATH"] = os.pathsep.join(
+            str(Path(path).absolute())
+            for path in environment.get("PYTHONPATH", "").split(os.pathsep)
+            if path
+        )
         self.log = (folder / "worker.log").open("w+")
         self.process = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, "-m", "fused_loss.bench.ahead"],
+            cwd=folder,  # where no folder has the package's name
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
@@ -64,8 +77,11 @@ class Compiler:
             env=environment,
         )
 
-    def compile(self, call: Call, target: tuple[str, Any, int]) -> list[Code]:
+    def compile(self, call: Call, target: tuple[str, Any, int], candidate: int = 0) -> list[Code]:
         """Compile each launch of the call, in their order.
+
+        With `candidate` as the tile of this index would have it, where there are so many; the first
+        is the launch table's.
 
         Raises:
             RuntimeError: It does not compile; the message is the compiler's.
@@ -73,14 +89,15 @@ class Compiler:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with suppress(BrokenPipeError):
-            self.process.stdin.write(json.dumps([call, target]) + "\n")
+            self.process.stdin.write(json.dumps([call, target, candidate]) + "\n")
             self.process.stdin.flush()
         codes = json.loads(self.process.stdout.readline() or '"the compiler has died"')
         if isinstance(codes, str):
             self.log.seek(0)
             raise RuntimeError(f"{codes}\n{self.log.read()[-4000:]}")
         return [
-            Code(*code)._replace(accesses=[Access(*access) for access in code[5]]) for code in codes
+            Code(*code)._replace(accesses=[Access(*a) for a in code[7]], work=Work(*code[9]))
+            for code in codes
         ]
 
     def close(self) -> None:
@@ -115,36 +132,63 @@ class _Driver:
         return self.targets[self.current]
 
 
-def _compile(driver: _Driver, call: Call, target: tuple[str, Any, int]) -> list[Code]:
-    from _calls import launches_go_to
-    from _variants import variant
+def _compile(
+    driver: _Driver, call: Call, target: tuple[str, Any, int], candidate: int
+) -> list[Code]:
     from triton.backends.compiler import GPUTarget
+
+    from fused_loss.kernels import triton_autotune, triton_plan
 
     driver.choose(GPUTarget(*target))
     codes = []
 
-    def launch(kernel: Any, programs: int, device: Any, warps: int, **arguments: Any) -> None:
-        options = {"grid": (programs,), "warmup": True, "num_warps": warps}
+    def launch(made: Any, arguments: dict[str, Any]) -> None:
+        kernel, warps = made.kernel, made.warps
+        options = {"grid": (made.programs,), "warmup": True, "num_warps": warps}
         options |= {"enable_fp_fusion": True, **arguments}
         compiled = kernel.run(**options)
         name, constexprs = variant(kernel, warps, arguments)
         shown = [[key, value if _is_json(value) else str(value)] for key, value in constexprs]
-        if target != SM_90:
-            codes.append(Code(name, shown, *_read_amdgcn(compiled)))
-            return
-        registers, stack = _usage(compiled)
-        spilled = 0
-        if stack:  # by choice, if they vanish where no block but this one has to fit
-            all_registers = min(255, REGISTERS // (32 * warps))
-            _, spilled = _usage(kernel.run(**options, maxnreg=all_registers))
-        wide = _disassembly(compiled).count("LDG.E.128") if call.vectors else 0
-        codes.append(
-            Code(name, shown, registers, spilled, stack - spilled, _accesses(compiled), wide)
-        )
+        read = _read_cubin(kernel, options, compiled) if target == SM_90 else _read_amdgcn(compiled)
+        codes.append(Code(name, shown, made.programs, *read))
 
-    with launches_go_to(launch):
+    def choose(plan: Any, again: Any, run: Any) -> Any:
+        tiles = triton_autotune.candidates(plan.main)
+        return again(tiles[candidate]) if candidate < len(tiles) else plan
+
+    triton_plan.recall.cache_clear()
+    with (
+        launches_go_to(launch),
+        mock.patch.multiple(triton_autotune, ENABLED=candidate > 0, _choose=choose),
+    ):
         call.run()
     return codes
+
+
+def variant(kernel: Any, warps: int, arguments: dict[str, Any]) -> Variant:
+    """The variant that a launch with these arguments runs: its constexprs and its warps."""
+    values = [(name, arguments[name]) for name in _constexprs(kernel.fn)]
+    return kernel.fn.__name__, (*values, ("warps", warps))
+
+
+@functools.cache
+def _constexprs(function: Any) -> tuple[str, ...]:
+    import triton.language as tl
+
+    annotations = inspect.signature(function).parameters.values()
+    return tuple(p.name for p in annotations if p.annotation is tl.constexpr)
+
+
+def _read_cubin(kernel: Any, options: dict[str, Any], compiled: Any) -> tuple[Any, ...]:
+    registers, stack = _usage(compiled)
+    spilled = 0
+    if stack:  # by choice, if they vanish where no block but this one has to fit
+        all_registers = min(255, REGISTERS // (32 * options["num_warps"]))
+        _, spilled = _usage(kernel.run(**options, maxnreg=all_registers))
+    listing = _disassembly(compiled)
+    wide = listing.count("LDG.E.128")
+    shared = compiled.metadata.shared
+    return registers, shared, spilled, stack - spilled, _accesses(compiled), wide, work(listing)
 
 
 def _is_json(value: Any) -> bool:
@@ -163,7 +207,7 @@ def _usage(compiled: Any) -> tuple[int, int]:
 def _disassembly(compiled: Any) -> str:
     from triton import knobs
 
-    return _inspect(compiled, knobs.nvidia.nvdisasm.path, "-c")
+    return _inspect(compiled, knobs.nvidia.nvdisasm.path, "-c", "-g")
 
 
 def _inspect(compiled: Any, *command: str) -> str:
@@ -205,7 +249,7 @@ def _accesses(compiled: Any) -> list[Access]:
 def _read_amdgcn(compiled: Any) -> tuple[Any, ...]:
     found = re.findall(r"\.(\w+): +(\d+)$", compiled.asm["amdgcn"], re.MULTILINE)
     used = {key: int(value) for key, value in found}
-    return used["vgpr_count"], used["private_segment_fixed_size"], 0, [], 0
+    return used["vgpr_count"], 0, used["private_segment_fixed_size"], 0, [], 0, Work()
 
 
 def _work() -> None:
@@ -215,9 +259,9 @@ def _work() -> None:
     active.set_active(driver)
     answers, sys.stdout = sys.stdout, sys.stderr  # what Triton prints is no answer
     for question in sys.stdin:
-        call, target = json.loads(question)
+        call, target, candidate = json.loads(question)
         try:
-            answer: Any = _compile(driver, Call(*call), tuple(target))
+            answer: Any = _compile(driver, Call(*call), tuple(target), candidate)
         except Exception:
             answer = traceback.format_exc()
         print(json.dumps(answer), file=answers, flush=True)

@@ -1,0 +1,132 @@
+"""The launch table as it is: every tiling is legal, and right at the lengths where it changes."""
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+from _asserts import assert_matches, fused, launched, poisoned_memory
+from _cases import BF16, EVERY_OPTION, F32, F64, TRITON_PLACES, Case
+
+import fused_loss
+from fused_loss import combined_loss
+from fused_loss.kernels import triton_launch, triton_table
+from fused_loss.kernels.triton_table import tile
+
+PLACES = pytest.mark.parametrize(("backend", "device"), TRITON_PLACES)
+LONGEST = triton_table.BLOCK_MAX + 2
+
+
+def begins(adjacent: bool, values: int, itemsize: int) -> list[int]:
+    """The lengths from which another tiling takes over."""
+    tiles = [tile(classes, adjacent, values, itemsize) for classes in range(1, LONGEST)]
+    return [c + 1 for c in range(1, len(tiles)) if tiles[c] != tiles[c - 1]]
+
+
+def around(lengths: list[int]) -> list[int]:
+    return sorted({c + step for c in lengths for step in (-1, 0, 1)})
+
+
+def test_every_tiling_is_legal():
+    """Powers of two, at most 32 elements a thread, and a row in one block where it fits."""
+    lengths = [*range(1, 70), 1000, 1024, 4097, 8192, 16384, 16385, 32000, 262144]
+    for classes, adjacent, values, size in product(lengths, (False, True), (1, 2, 3), (4, 8)):
+        chosen = tile(classes, adjacent, values, size)
+        for number in (chosen.rows, chosen.block_c, chosen.warps):
+            assert number & (number - 1) == 0
+        assert chosen.one_block == (chosen.block_c >= classes)
+        assert 4 <= chosen.warps <= 16
+        assert chosen.rows * chosen.block_c <= 32 * 32 * chosen.warps
+
+
+def test_where_another_tiling_begins():
+    """What the tests below stand on: each power of two has its own, as long as a row fits."""
+    assert begins(True, 1, 4) == [2**k + 1 for k in range(15)]
+    assert begins(False, 1, 4) == [2**k + 1 for k in range(7)]
+    assert begins(True, 3, 4)[-1] == triton_table.BLOCK_MAX // 4 + 1
+    assert begins(True, 1, 8)[-1] == triton_table.BLOCK_MAX // 8 + 1
+
+
+def hold(case: Case, device: str, classes_apart: bool = False) -> None:
+    problem = case.problem(device)
+    if classes_apart:
+        problem = problem._replace(z=problem.z.t().contiguous().t())
+    actual, forward, _ = launched(problem)
+    assert forward == ["reduce_kernel"]
+    assert_matches(problem, actual, fused(problem, "reference"))
+
+
+@PLACES
+@pytest.mark.parametrize("classes", around(begins(True, 1, 4)))
+def test_a_row_that_is_kept_and_longer_ones(classes, backend, device):
+    """A tile of rows and one row more; of long rows a single one."""
+    rows = tile(classes, True, 1, 4).rows
+    samples = rows + 1 if classes <= 1024 else 1
+    hold(Case(targets="hard-100", shapes=((samples, 2), (samples, classes))), device)
+
+
+@PLACES
+@pytest.mark.parametrize("classes", around(begins(False, 1, 4)))
+def test_classes_apart(classes, backend, device):
+    rows = tile(classes, False, 1, 4).rows
+    case = Case(targets="hard-100", shapes=((rows + 1, 2), (rows + 1, classes)))
+    hold(case, device, classes_apart=classes > 1)
+
+
+@PLACES
+@pytest.mark.parametrize("classes", around(begins(True, 3, 4)[-1:]))
+@pytest.mark.parametrize("targets", ["hard-100", "soft"])
+def test_with_targets_weights_and_a_mask(targets, classes, backend, device):
+    case = Case(
+        targets=targets, weighted=True, smoothing=0.25, mask="positions", dtypes=(F32, BF16),
+        position_weight="full", shapes=((2, 2), (2, classes)),
+    )  # fmt: skip
+    hold(case, device)
+
+
+@PLACES
+@pytest.mark.parametrize("classes", around(begins(True, 1, 8)[-1:]))
+def test_in_float64(classes, backend, device):
+    hold(Case(dtypes=(F64, F64), shapes=((2, 2), (2, classes))), device)
+
+
+@PLACES
+@pytest.mark.parametrize(
+    "more", [0, *(pytest.param(more, marks=pytest.mark.slow) for more in (-1, 1))]
+)
+def test_where_labels_are_counted_apart(more, backend, device):
+    """One program each counts them below the bound, and a launch of its own above it."""
+    samples = triton_table.COUNT_BOUND + more
+    case = Case(targets="hard-100", weighted=True, shapes=((1, 1), (samples, 2)))
+    problem = case.problem(device)
+    actual, forward, _ = launched(problem)
+    assert forward == ["count_kernel"] * (more > 0) + ["reduce_kernel"]
+    assert_matches(problem, actual, fused(problem, "reference"))
+
+
+@PLACES
+@pytest.mark.parametrize("classes", [1, 2, 32, 1000, 4096, 16384, 16385])
+def test_nothing_is_labelled(classes, backend, device):
+    """In any tiling: NaN, no gradient, and the ticket is left at zero."""
+    z = torch.randn(2, classes, device=device, requires_grad=True)
+    t = torch.full((2,), -100, device=device)
+    r, y = torch.randn(2, 2, 3, device=device)
+    with fused_loss.backend(backend):
+        loss, parts = combined_loss(r, z, y, t, return_components=True)
+    assert parts.classification.isnan()
+    (gradient,) = torch.autograd.grad(loss, z)
+    assert torch.equal(gradient, torch.zeros_like(z))
+    tickets = [scratch.ticket for scratch in triton_launch._scratches.known.values()]
+    assert not any(ticket.any() for ticket in tickets if ticket.device.type == device)
+
+
+@PLACES
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("classes", [3, 64, 1000, 4097])
+def test_every_element_of_the_gradient_is_written(classes, reduction, backend, device):
+    """Whatever was in the memory before."""
+    case = replace(EVERY_OPTION, reduction=reduction, shapes=((3, 5), (3, classes)))
+    problem = case.problem(device)
+    with poisoned_memory():
+        actual = fused(problem, backend)
+    assert_matches(problem, actual, fused(problem, "reference"))
