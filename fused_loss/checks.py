@@ -7,6 +7,7 @@ under `FUSED_LOSS_DEBUG=1`.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,6 +76,10 @@ def _usual(spec: LossSpec, tensors: LossTensors) -> bool:
 
     Plain tensors of float32 and int64 in the shapes (N, *) and (N, C), one device, no option.
     """
+    r: Any
+    z: Any
+    y: Any
+    t: Any
     r, z, y, t = tensors[:REQUIRED]
     return (
         type(r) in _PLAIN

@@ -96,18 +96,17 @@ class Classification:
         """
         direct = gradient is not None and gradient.dtype == self.dtype and gradient.is_contiguous()
         moved = direct and self.spec.inplace_gradient
-        rows, scratch = rows_a_block(self.logits, small=moved or not direct), None
-        if moved or not direct:
-            scratch = self.logits.new_empty((rows, *self.logits.shape[1:]), dtype=self.dtype)
+        rows = rows_a_block(self.logits, small=moved or not direct)
+        shape = rows if moved or not direct else 0, *self.logits.shape[1:]
+        scratch = self.logits.new_empty(shape, dtype=self.dtype)
         views = self.targets, gradient, self.mask, self.target_weight, self.ignored, scale
-        for logits, targets, its_gradient, *rest in blocks(self.logits, *views, rows=rows):
-            buffer = scratch if scratch is None else scratch[: len(logits)]
+        for logits, targets, home, *rest in blocks(self.logits, *views, rows=rows):
+            buffer = scratch[: len(logits)]
             if moved:
                 logits = buffer.copy_(logits)
-            out = its_gradient if direct else buffer
-            yield self.softmax.losses(Block(logits, targets, out, *rest))
-            if its_gradient is not None and not direct:
-                its_gradient.copy_(out)
+            yield self.softmax.losses(Block(logits, targets, home if direct else buffer, *rest))
+            if home is not None and not direct:
+                home.copy_(buffer)
 
     def _buffer(self) -> Tensor:
         """Where the gradient goes: the only buffer of the logits' size, or the logits' own."""

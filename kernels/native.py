@@ -60,17 +60,17 @@ def forward(spec: LossSpec, tensors: LossTensors, needs: Needs) -> Outcome:
         loss = torch.add(ce * _constant(w_cls, ce.dtype), mse, alpha=w_reg)
     else:
         weights = tensors.weights.to(mse.dtype)
-        w_reg, w_cls = weights.unbind() if weights.dim() else (weights, 1 - weights)
-        loss = w_reg * mse + w_cls * ce
+        pair = weights.unbind() if weights.dim() else (weights, 1 - weights)
+        loss = pair[0] * mse + pair[1] * ce
     return Outcome(loss, torch.stack(parts) if needs.components else None, None, None)
 
 
 def heads(spec: LossSpec, tensors: LossTensors) -> tuple[Tensor, ...]:
     """The losses of those heads that are there, regression first, each with a graph of its own."""
-    r, z, y = tensors[:3]
+    r, z, y = tensors.regression_output, tensors.classification_output, tensors.regression_targets
     dtype = accumulation_dtype(r, z)
     reduction, parts = REDUCTIONS[spec.reduction], []
-    if r is not None:
+    if r is not None and y is not None:
         parts.append(mse_loss(in_dtype(r, dtype), in_dtype(y, dtype), reduction))
     if z is not None:
         parts.append(_cross_entropy(spec, tensors, in_dtype(z, dtype), reduction))
