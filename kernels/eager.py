@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fused_loss.kernels.eager_blocks import sums_dtype
 from fused_loss.kernels.eager_classification import Classification
 from fused_loss.kernels.eager_regression import Regression
 from fused_loss.spec import (
@@ -29,6 +30,7 @@ from fused_loss.spec import (
     Outcome,
     accumulation_dtype,
     illegal_index,
+    in_dtype,
 )
 
 
@@ -59,9 +61,10 @@ def scale(
 def _run(spec: LossSpec, tensors: LossTensors, needs: Needs, upstream: Tensor | None) -> Outcome:
     r, z = tensors.regression_output, tensors.classification_output
     dtype = accumulation_dtype(r, z)
-    w_reg, w_cls = _weights(spec, tensors.weights, dtype)
+    sums = sums_dtype(z if r is None else r, dtype)
+    w_reg, w_cls = _weights(spec, tensors.weights, sums)
     if upstream is not None:  # for the gradients alone
-        upstream = upstream.to(dtype)
+        upstream = upstream.to(sums)
         w_reg, w_cls = w_reg * upstream, w_cls * upstream
     mse = ce = grad_r = grad_z = None
     if r is not None and (upstream is None or needs.regression):
@@ -69,11 +72,11 @@ def _run(spec: LossSpec, tensors: LossTensors, needs: Needs, upstream: Tensor | 
     if z is not None and (upstream is None or needs.classification):
         ce, grad_z = _classification(spec, tensors, needs.classification, dtype, w_cls)
     if mse is None or ce is None:  # cross_entropy or mse_loss alone: weight 1
-        only = ce if mse is None else mse
-        assert only is not None
-        return Outcome(only, None, grad_r, grad_z)
-    loss = mse if upstream is not None else _weighted_sum(w_reg, mse, w_cls, ce)
-    return Outcome(loss, torch.stack((mse, ce)) if needs.components else None, grad_r, grad_z)
+        loss, components = ce if mse is None else mse, None
+    else:
+        loss = _weighted_sum(w_reg, mse, w_cls, ce)
+        components = in_dtype(torch.stack((mse, ce)), dtype) if needs.components else None
+    return Outcome(in_dtype(loss, dtype), components, grad_r, grad_z)
 
 
 def _classification(

@@ -67,12 +67,17 @@ def per_labelled(missing: Tensor, dtype: torch.dtype) -> Tensor:
     return (~missing).flatten(1).sum(1).clamp(min=1).to(dtype)
 
 
+def sums_dtype(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """That of losses and sums: on a CPU float64, which costs nothing there for a value a sample."""
+    return torch.float64 if tensor.is_cpu else dtype
+
+
 def total(values: Tensor) -> Tensor:
     """Σ of all elements, 0-d: on a CPU in float64, and the same bits for any number of threads."""
-    if values.device.type != "cpu":
+    if not values.is_cpu:
         return values.sum()
     if values.numel() <= LONG_SUM:
-        return values.sum(dtype=torch.float64)
+        return in_dtype(values, torch.float64).sum()
     flat = values.reshape(-1)
     whole = flat.numel() // SUM_ROW * SUM_ROW
     rows = flat[:whole].view(-1, SUM_ROW).sum(1)

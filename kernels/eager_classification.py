@@ -20,6 +20,7 @@ from fused_loss.kernels.eager_blocks import (
     number,
     per_labelled,
     rows_a_block,
+    sums_dtype,
     total,
     weight_over,
 )
@@ -43,9 +44,10 @@ class Classification:
             mask = None if mask is None else mask[None]
             position_weight = None if position_weight is None else position_weight[None]
         self.spec, self.logits, self.need, self.dtype = spec, logits, need, dtype
+        self.sums = sums_dtype(logits, dtype)
         self.classes, self.shape = class_axis(logits)  # C; (N, d1, ...)
         self.mask = mask
-        self.position_weight = _if_given(position_weight, dtype)  # (N, d1, ...)
+        self.position_weight = _if_given(position_weight, self.sums)  # (N, d1, ...)
         self.class_weight = _if_given(tensors.class_weight, dtype)  # (C,)
         self.soft = targets.is_floating_point()
         self.targets = targets if self.soft else in_dtype(targets, torch.int64)
@@ -54,7 +56,10 @@ class Classification:
             by_class = by_class.view(1, -1, *[1] * (logits.dim() - 2))  # (1, C, 1, ...)
         self.softmax = Softmax(spec.label_smoothing, by_class, self.soft)
         self.normalizer = number(
-            spec.classification_normalizer, tensors.classification_normalizer, dtype, logits.device
+            spec.classification_normalizer,
+            tensors.classification_normalizer,
+            self.sums,
+            logits.device,
         )
         self.ignored: Tensor | None = None  # positions without a label; None: there are none
         self.illegal: Tensor | None = None  # positions with an index outside [0, C)
@@ -120,26 +125,30 @@ class Classification:
             return losses
         if self.spec.per_sample:
             return losses if losses.dim() < 2 else losses.flatten(1).sum(1) / denominator
-        sum_of_all = total(losses)
-        if self.spec.reduction == "mean" and self.normalizer is None:
-            sum_of_all = mean_of(sum_of_all, denominator, self.spec.of_nothing)
-        elif self.normalizer is not None:
-            sum_of_all = sum_of_all / denominator
-        return in_dtype(sum_of_all, self.dtype)
+        if self.spec.reduction == "sum":
+            return total(losses)
+        if self.normalizer is not None:
+            return total(losses) / denominator
+        return mean_of(total(losses), denominator, self.spec.of_nothing)
 
     def _read_indices(self) -> None:
         if self.need and self.spec.inplace_gradient:
             self._refuse_illegal()
-        ignored = self.targets == self.spec.ignore_index
-        on_cpu = self.logits.device.type == "cpu"
-        if not on_cpu or ignored.any():  # on an accelerator nothing is read back
-            self.ignored = ignored
-            self.targets = self.targets.masked_fill(ignored, 0)
+        on_cpu = self.logits.is_cpu
+        if not on_cpu or self._may_be_ignored():  # on an accelerator nothing is read back
+            self.ignored = self.targets == self.spec.ignore_index
+            self.targets = self.targets.masked_fill(self.ignored, 0)
         if not on_cpu:  # on a CPU `gather` checks the range itself
             self.illegal = (self.targets < 0) | (self.targets >= self.classes)
             self.targets = self.targets.masked_fill(self.illegal, 0)
         if self.class_weight is not None:
-            self.target_weight = self.class_weight[self.targets]
+            self.target_weight = in_dtype(self.class_weight, self.sums)[self.targets]
+
+    def _may_be_ignored(self) -> bool:
+        """Whether some position may have no label: an `ignore_index` below 0 is the least index."""
+        if self.spec.ignore_index >= 0 or not self.targets.numel():
+            return True
+        return bool(self.targets.min().item() < 0)
 
     def _refuse_illegal(self) -> None:
         """On a CPU, before a logit is written over for nothing."""
@@ -155,13 +164,13 @@ class Classification:
         if self.spec.per_sample:
             if self.ignored is None or self.ignored.dim() < 2:
                 return max(math.prod(self.shape[1:]), 1)
-            return per_labelled(self.ignored, self.dtype)
+            return per_labelled(self.ignored, self.sums)
         if self.normalizer is not None:
             return self.normalizer
         shares = [w for w in (self.target_weight, self.position_weight) if w is not None]
         if not shares:
             labelled = self.ignored
-            return math.prod(self.shape) if labelled is None else (~labelled).sum().to(self.dtype)
+            return math.prod(self.shape) if labelled is None else (~labelled).sum().to(self.sums)
         share = math.prod(shares[1:], start=shares[0])
         return (share if self.ignored is None else share.masked_fill(self.ignored, 0)).sum()
 
@@ -176,7 +185,7 @@ class Classification:
         if self.ignored is None and self.illegal is None:
             return scale
         if not isinstance(scale, Tensor):
-            scale = torch.full((), scale, dtype=self.dtype, device=self.logits.device)
+            scale = torch.full((), scale, dtype=self.sums, device=self.logits.device)
         scale = scale.expand(self.shape)
         if self.illegal is not None:
             scale = scale.masked_fill(self.illegal, torch.nan)

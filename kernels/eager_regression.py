@@ -17,6 +17,7 @@ from fused_loss.kernels.eager_blocks import (
     mean_of,
     number,
     per_labelled,
+    sums_dtype,
     total,
     weight_over,
 )
@@ -33,11 +34,12 @@ class Regression:
         assert r is not None
         assert y is not None
         self.spec, self.r, self.y, self.need, self.dtype = spec, r, y, need, dtype
+        self.sums = sums_dtype(r, dtype)
         self.weight = tensors.regression_weight
         one_sample = logits is not None and logits.dim() == 1  # logits (C,): all of r is one sample
         self.per_sample = spec.per_sample and not one_sample
         self.normalizer = number(
-            spec.regression_normalizer, tensors.regression_normalizer, dtype, r.device
+            spec.regression_normalizer, tensors.regression_normalizer, self.sums, r.device
         )
 
     def run(self, weight: Any) -> tuple[Tensor, Tensor | None]:
@@ -48,17 +50,18 @@ class Regression:
         parts = []
         for r, y, its_weight, out, its_scale in self._blocks(gradient, scale):
             errors, finished = self._block(r, y, its_weight, its_scale)
-            if not self.per_sample:
-                errors = total(errors)
-            elif errors.dim() > 1:
-                errors = errors.flatten(1).sum(1)
-            parts.append(errors)
+            parts.append(self._summed(errors))
             if out is not None and finished is not None:
                 out.copy_(finished)
         if self.per_sample:
             return (parts[0] if len(parts) == 1 else torch.cat(parts)) / denominator, gradient
-        sum_of_all = parts[0] if len(parts) == 1 else torch.stack(parts).sum()
-        return in_dtype(self._reduced(sum_of_all, denominator), self.dtype), gradient
+        return self._reduced(sum(parts[1:], start=parts[0]), denominator), gradient
+
+    def _summed(self, errors: Tensor) -> Tensor:
+        """Of a block: 0-d, or under "none" (n,)."""
+        if not self.per_sample:
+            return total(errors)
+        return in_dtype(errors if errors.dim() < 2 else errors.flatten(1).sum(1), self.sums)
 
     def _blocks(self, gradient: Tensor | None, scale: Any) -> Iterator[tuple[Any, ...]]:
         """`(r, y, weight, gradient, scale)` in blocks: flat, where nothing forbids it."""
@@ -91,7 +94,7 @@ class Regression:
             columns = max(r[0].numel(), 1) if r.shape[0] else 1
             if not self.spec.ignores_nan or r.dim() < 2:
                 return columns
-            return per_labelled(self.y.isnan(), self.dtype)
+            return per_labelled(self.y.isnan(), self.sums)
         if self.spec.reduction == "sum":
             return 1
         if self.normalizer is not None:
@@ -107,13 +110,14 @@ class Regression:
         missing = y.isnan() if self.spec.ignores_nan else None
         if by_count or weight is None:
             assert missing is not None
-            return (~missing).sum().to(self.dtype)
-        weight = weight.to(self.dtype)
+            return (~missing).sum().to(self.sums)
+        weight = weight.to(self.sums)
         return (weight if missing is None else weight.masked_fill(missing, 0.0)).sum()
 
     def _scale(self, weight: Any, denominator: Any) -> Any:
         """2 · d loss / d (an element's squared error): a number, 0-d, or (N, 1, ...)."""
-        return by_row(weight_over(2.0 * weight, denominator, self.normalizer), self.r.dim())
+        scale = by_row(weight_over(2.0 * weight, denominator, self.normalizer), self.r.dim())
+        return in_dtype(scale, self.dtype) if isinstance(scale, Tensor) else scale
 
     def _reduced(self, sum_of_all: Tensor, denominator: Any) -> Tensor:
         """The sum over all elements as the spec reduces it."""

@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fused_loss.spec import in_dtype
+
 SMALLEST = -80.0  # log of a p: exp(-80) is 2e-35, still a normal number of float32
 
 
@@ -45,7 +47,7 @@ class Softmax:
         self.soft = soft  # whether targets are probabilities
 
     def losses(self, block: Block) -> Tensor:
-        """Unreduced losses (n, d1, ...); with a scale, `out` holds the gradient afterwards."""
+        """Unreduced losses (n, d1, ...), float64 on a CPU; with a scale, `out` ends as the gradient."""
         if block.logits.device.type != "cpu":
             return self._exactly(block)
         if not (self.soft or self.smoothing):
@@ -60,11 +62,11 @@ class Softmax:
         if self.soft:
             q = self._probabilities(block)
             mass = _mass(q, log_p)
-            losses = sum_of(q * log_p, 1).neg_()
+            losses = sum_of(q * log_p, 1).double().neg_()
         else:
             a, index = self._of_label(block), block.targets.unsqueeze(1)
             q = self._spread(block)
-            losses = (log_p.gather(1, index) * a).neg_().squeeze(1)
+            losses = log_p.gather(1, index).double().mul_(a).neg_().squeeze(1)
             mass = a + _mass(q, log_p)
             losses -= sum_of(q * log_p, 1) if isinstance(q, Tensor) else q * log_p.sum(1)
         if block.mask is not None:  # what nansum hides: a row of NaN, targets that are not finite
@@ -75,7 +77,7 @@ class Softmax:
             return None
         if block.scale is not None:
             scale = _by_class(block.scale)
-            p = log_p.exp_().mul_(mass * scale)
+            p = _multiply(log_p.exp_(), mass * scale)
             _subtract(p, scale, q)
             if not self.soft:
                 _add_at(p, index, scale * -a)
@@ -100,7 +102,7 @@ class Softmax:
             return losses
         mass = _mass(q, log_p)
         scale = _by_class(block.scale)
-        gradient = log_p.exp_().mul_((a + mass) * scale)
+        gradient = _multiply(log_p.exp_(), (a + mass) * scale)
         if self.soft or self.smoothing:
             _subtract(gradient, scale, q)
         if not self.soft:
@@ -138,7 +140,7 @@ def _by_probability(block: Block) -> Tensor:
     """The losses of class indices without smoothing, from p."""
     index = block.targets.unsqueeze(1)
     p = torch.softmax(_logits(block), 1, out=block.out)
-    p_t = p.gather(1, index)
+    p_t = p.gather(1, index).double()
     log_p_t = p_t.log().squeeze(1)
     ordinary = _ordinary(log_p_t, SMALLEST, block)
     if not ordinary:
@@ -147,8 +149,8 @@ def _by_probability(block: Block) -> Tensor:
         factor = _by_class(block.scale)
         if block.weight is not None:
             factor = factor * block.weight.unsqueeze(1)
-        at_t = (p_t.double() - 1).mul_(factor)  # rounded once: p·f - f would be twice
-        p.mul_(factor).scatter_(1, index, at_t.to(p.dtype))
+        at_t = p_t.sub_(1).mul_(factor)  # rounded once: p·f - f in float32 would be twice
+        _multiply(p, factor).scatter_(1, index, in_dtype(at_t, p.dtype))
         if not ordinary:
             _clear(p, block)
     if block.weight is not None:
@@ -159,7 +161,11 @@ def _by_probability(block: Block) -> Tensor:
 def _log_of_underflown(p: Tensor, index: Tensor, block: Block) -> Tensor:
     """log p_t = (z_t - m) + log p_m with the largest logit z_m = m, where p_t has underflowed."""
     z = _logits(block._replace(out=torch.empty_like(p)))
-    log_p = z.gather(1, index) - z.amax(1, keepdim=True) + p.amax(1, keepdim=True).log_()
+    log_p = (
+        z.gather(1, index).double()
+        - z.amax(1, keepdim=True)
+        + p.amax(1, keepdim=True).double().log_()
+    )
     if block.mask is not None:
         log_p.masked_fill_(~block.mask.any(1, keepdim=True), -torch.inf)
     return log_p.squeeze(1)
@@ -185,12 +191,10 @@ def _ordinary(log_p: Tensor, bound: float, block: Block) -> bool:
 
     A position without a label may have any but NaN: its p are finite, and their scale is 0.
     """
-    fine = log_p > bound
-    if not fine.all():
+    if log_p.numel() and not log_p.min().item() > bound:
         if block.ignored is None:
             return False
-        fine |= block.ignored & (log_p <= bound)
-        if not fine.all():
+        if not ((log_p > bound) | (block.ignored & (log_p <= bound))).all():
             return False
     return block.mask is None or _finite(block.scale)
 
@@ -220,20 +224,30 @@ def _mass(q: Any, log_p: Tensor) -> Any:
     return q.sum(1, keepdim=True) if isinstance(q, Tensor) else q * log_p.shape[1]
 
 
+def _multiply(p: Tensor, factor: Any) -> Tensor:
+    """p *= factor: a number, 0-d or (n, 1, d1, ...)."""
+    return p.mul_(_like(factor, p))
+
+
 def _subtract(p: Tensor, scale: Any, q: Any) -> None:
     """p -= scale · q, without a temporary of its size."""
     if not isinstance(q, Tensor):
-        p.sub_(scale * q)
+        p.sub_(_like(scale * q, p))
     elif isinstance(scale, Tensor):
-        p.addcmul_(scale, q, value=-1)
+        p.addcmul_(_like(scale, p), q, value=-1)
     else:
         p.sub_(q, alpha=scale)
 
 
 def _add_at(p: Tensor, index: Tensor, values: Any) -> None:
     """p[n, index[n], ...] += values: a number, 0-d or (n, 1, d1, ...)."""
-    values = values if isinstance(values, Tensor) else p.new_full((), values)
+    values = _like(values, p) if isinstance(values, Tensor) else p.new_full((), values)
     p.scatter_add_(1, index, values.expand(index.shape))
+
+
+def _like(values: Any, p: Tensor) -> Any:
+    """A tensor in the dtype of p; a number as it is."""
+    return in_dtype(values, p.dtype) if isinstance(values, Tensor) else values
 
 
 def _times_log(q: Any, log_p: Tensor, mask: Tensor | None) -> Tensor:
