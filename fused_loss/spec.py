@@ -199,8 +199,12 @@ def normalizes_mean(name: str, reduction: str) -> None:
 
 
 def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in this dtype; where it is, without the microseconds of a `to`."""
-    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+    """The tensor in this dtype, without the microseconds that a `to` takes to find out how."""
+    if tensor.dtype == dtype:
+        return tensor
+    if dtype == torch.float32:
+        return tensor.float()
+    return tensor.double() if dtype == torch.float64 else tensor.to(dtype)
 
 
 def accumulation_dtype(

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_loss.kernels.eager_blocks import sums_dtype
+from fused_loss.kernels.eager_blocks import sums_dtype, value
 from fused_loss.kernels.eager_classification import Classification
 from fused_loss.kernels.eager_regression import Regression
 from fused_loss.spec import (
@@ -64,8 +64,8 @@ def _run(spec: LossSpec, tensors: LossTensors, needs: Needs, upstream: Tensor | 
     sums = sums_dtype(z if r is None else r, dtype)
     w_reg, w_cls = _weights(spec, tensors.weights, sums)
     if upstream is not None:  # for the gradients alone
-        upstream = upstream.to(sums)
-        w_reg, w_cls = w_reg * upstream, w_cls * upstream
+        factor = upstream.to(sums) if upstream.dim() else value(upstream.to(sums))
+        w_reg, w_cls = w_reg * factor, w_cls * factor
     mse = ce = grad_r = grad_z = None
     if r is not None and (upstream is None or needs.regression):
         mse, grad_r = Regression(spec, tensors, needs.regression, dtype).run(w_reg)
@@ -74,14 +74,22 @@ def _run(spec: LossSpec, tensors: LossTensors, needs: Needs, upstream: Tensor | 
     if mse is None or ce is None:  # cross_entropy or mse_loss alone: weight 1
         loss, components = ce if mse is None else mse, None
     else:
-        loss = _weighted_sum(w_reg, mse, w_cls, ce)
-        components = in_dtype(torch.stack((mse, ce)), dtype) if needs.components else None
-    return Outcome(in_dtype(loss, dtype), components, grad_r, grad_z)
+        loss = w_reg * mse + w_cls * ce
+        parts = [_tensor(part, dtype) for part in (mse, ce)] if needs.components else []
+        components = torch.stack(parts) if parts else None
+    return Outcome(_tensor(loss, dtype), components, grad_r, grad_z)
+
+
+def _tensor(loss: Any, dtype: torch.dtype) -> Tensor:
+    """A loss in its dtype; one that is a number lies on the CPU."""
+    if isinstance(loss, Tensor):
+        return in_dtype(loss, dtype)
+    return torch.scalar_tensor(loss, dtype=dtype, device="cpu")
 
 
 def _classification(
     spec: LossSpec, tensors: LossTensors, need: bool, dtype: torch.dtype, weight: Any
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Any, Tensor | None]:
     try:
         return Classification(spec, tensors, need, dtype).run(weight)
     except (IndexError, RuntimeError) as error:
@@ -91,16 +99,12 @@ def _classification(
         raise named from error
 
 
-def _weighted_sum(w_reg: Any, mse: Tensor, w_cls: Any, ce: Tensor) -> Tensor:
-    """w_reg · mse + w_cls · ce, in the fewest operators."""
-    if isinstance(w_reg, Tensor):
-        return w_reg * mse + w_cls * ce
-    return torch.add(w_cls * ce, mse, alpha=w_reg)
-
-
 def _weights(spec: LossSpec, weights: Tensor | None, dtype: torch.dtype) -> tuple[Any, Any]:
-    """`(w_reg, w_cls)`: two floats or two 0-d tensors."""
+    """`(w_reg, w_cls)`: two numbers or, on an accelerator, two 0-d tensors."""
     if weights is None:
         return spec.weights or (1.0, 1.0)
-    weights = weights.to(dtype)
-    return (weights[0], weights[1]) if weights.dim() else (weights, 1 - weights)
+    if weights.dim():
+        w_reg, w_cls = weights.to(dtype).unbind()
+        return value(w_reg), value(w_cls)
+    alpha = value(weights.to(dtype))
+    return alpha, 1 - alpha

@@ -53,13 +53,19 @@ def by_row(values: Any, dims: int) -> Any:
     return values
 
 
+def value(tensor: Tensor) -> Any:
+    """A 0-d tensor as a number, where reading it costs nothing: on a CPU."""
+    return tensor.item() if tensor.is_cpu else tensor
+
+
 def number(
     scalar: float | None, tensor: Tensor | None, dtype: torch.dtype, device: torch.device
 ) -> Any:
     """A normalizer as what may be divided by: a number that is not 0, or 0-d; None without one."""
-    if tensor is not None:
-        return in_dtype(tensor, dtype)
-    return torch.zeros((), dtype=dtype, device=device) if scalar == 0 else scalar
+    known = scalar if tensor is None else value(in_dtype(tensor, dtype))
+    if known is None or isinstance(known, Tensor) or known != 0:
+        return known
+    return torch.zeros((), dtype=dtype, device=device)
 
 
 def per_labelled(missing: Tensor, dtype: torch.dtype) -> Tensor:
@@ -72,16 +78,15 @@ def sums_dtype(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if tensor.is_cpu else dtype
 
 
-def total(values: Tensor) -> Tensor:
-    """Σ of all elements, 0-d: on a CPU in float64, and the same bits for any number of threads."""
+def total(values: Tensor) -> Any:
+    """Σ of all elements: on a CPU in float64, and the same bits for any number of threads."""
     if not values.is_cpu:
         return values.sum()
     if values.numel() <= LONG_SUM:
-        return in_dtype(values, torch.float64).sum()
+        return in_dtype(values, torch.float64).sum().item()
     flat = values.reshape(-1)
     whole = flat.numel() // SUM_ROW * SUM_ROW
-    rows = flat[:whole].view(-1, SUM_ROW).sum(1)
-    return total(rows) + flat[whole:].sum(dtype=torch.float64)
+    return total(flat[:whole].view(-1, SUM_ROW).sum(1)) + total(flat[whole:])
 
 
 def weight_over(weight: Any, denominator: Any, normalizer: Any) -> Any:
@@ -93,11 +98,11 @@ def weight_over(weight: Any, denominator: Any, normalizer: Any) -> Any:
         return weight / denominator
     if isinstance(denominator, Tensor):
         return torch.where(denominator == 0, 0.0, weight / denominator)
-    return weight / max(denominator, 1)
+    return weight / denominator if denominator else 0.0
 
 
-def mean_of(total: Tensor, denominator: Any, of_nothing: float) -> Tensor:
-    """total / denominator; where that is 0, and nothing labelled, the value for nothing."""
+def mean_of(sum_of_all: Any, denominator: Any, of_nothing: float) -> Any:
+    """The sum / denominator; where that is 0, and nothing labelled, the value for nothing."""
     if isinstance(denominator, Tensor):
-        return torch.where(denominator == 0, of_nothing, total / denominator)
-    return total / denominator if denominator else total.new_full((), of_nothing)
+        return torch.where(denominator == 0, of_nothing, sum_of_all / denominator)
+    return sum_of_all / denominator if denominator else of_nothing

@@ -22,6 +22,7 @@ from fused_loss.kernels.eager_blocks import (
     rows_a_block,
     sums_dtype,
     total,
+    value,
     weight_over,
 )
 from fused_loss.kernels.eager_softmax import Block, Softmax
@@ -65,8 +66,8 @@ class Classification:
         self.illegal: Tensor | None = None  # positions with an index outside [0, C)
         self.target_weight: Tensor | None = None  # class_weight[t], (N, d1, ...)
 
-    def run(self, weight: Any) -> tuple[Tensor, Tensor | None]:
-        """The reduced loss; weight · its gradient, where that is needed.
+    def run(self, weight: Any) -> tuple[Any, Tensor | None]:
+        """The reduced loss, a number on a CPU; weight · its gradient, where that is needed.
 
         Raises:
             IndexError, RuntimeError: On a CPU, a class index lies outside [0, C).
@@ -77,7 +78,7 @@ class Classification:
             gradient = None if gradient is None else gradient[0]
         return loss, gradient
 
-    def _in_blocks(self, weight: Any) -> tuple[Tensor, Tensor | None]:
+    def _in_blocks(self, weight: Any) -> tuple[Any, Tensor | None]:
         if not self.soft:
             self._read_indices()
         gradient = self._buffer() if self.need else None
@@ -101,12 +102,12 @@ class Classification:
         """
         direct = gradient is not None and gradient.dtype == self.dtype and gradient.is_contiguous()
         moved = direct and self.spec.inplace_gradient
-        rows = rows_a_block(self.logits, small=moved or not direct)
-        shape = rows if moved or not direct else 0, *self.logits.shape[1:]
-        scratch = self.logits.new_empty(shape, dtype=self.dtype)
+        rows, scratch = rows_a_block(self.logits, small=moved or not direct), None
+        if moved or not direct:
+            scratch = self.logits.new_empty((rows, *self.logits.shape[1:]), dtype=self.dtype)
         views = self.targets, gradient, self.mask, self.target_weight, self.ignored, scale
         for logits, targets, home, *rest in blocks(self.logits, *views, rows=rows):
-            buffer = scratch[: len(logits)]
+            buffer = home if scratch is None else scratch[: len(logits)]
             if moved:
                 logits = buffer.copy_(logits)
             yield self.softmax.losses(Block(logits, targets, home if direct else buffer, *rest))
@@ -119,7 +120,7 @@ class Classification:
             return self.logits.detach()
         return torch.empty_like(self.logits)
 
-    def _reduced(self, losses: Tensor, denominator: Any) -> Tensor:
+    def _reduced(self, losses: Tensor, denominator: Any) -> Any:
         """Losses (N, d1, ...) as the spec reduces them."""
         if self.spec.per_position:
             return losses
@@ -170,9 +171,9 @@ class Classification:
         shares = [w for w in (self.target_weight, self.position_weight) if w is not None]
         if not shares:
             labelled = self.ignored
-            return math.prod(self.shape) if labelled is None else (~labelled).sum().to(self.sums)
+            return math.prod(self.shape) if labelled is None else value((~labelled).sum())
         share = math.prod(shares[1:], start=shares[0])
-        return (share if self.ignored is None else share.masked_fill(self.ignored, 0)).sum()
+        return total(share if self.ignored is None else share.masked_fill(self.ignored, 0))
 
     def _scale(self, weight: Any, denominator: Any) -> Any:
         """d loss / d (a position's cross-entropy): a number, 0-d, or (N, d1, ...).

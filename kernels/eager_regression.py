@@ -17,8 +17,10 @@ from fused_loss.kernels.eager_blocks import (
     mean_of,
     number,
     per_labelled,
+    rows_a_block,
     sums_dtype,
     total,
+    value,
     weight_over,
 )
 from fused_loss.spec import LossSpec, LossTensors, in_dtype
@@ -42,23 +44,30 @@ class Regression:
             spec.regression_normalizer, tensors.regression_normalizer, self.sums, r.device
         )
 
-    def run(self, weight: Any) -> tuple[Tensor, Tensor | None]:
-        """The reduced loss; weight · its gradient, where that is needed."""
+    def run(self, weight: Any) -> tuple[Any, Tensor | None]:
+        """The reduced loss, a number on a CPU; weight · its gradient, where that is needed."""
         denominator = self._denominator()
         scale = self._scale(weight, denominator) if self.need else 0.0
-        gradient = torch.empty_like(self.r) if self.need else None
-        parts = []
-        for r, y, its_weight, out, its_scale in self._blocks(gradient, scale):
-            errors, finished = self._block(r, y, its_weight, its_scale)
-            parts.append(self._summed(errors))
-            if out is not None and finished is not None:
-                out.copy_(finished)
+        if self.r.dim() == 0 or rows_a_block(self.r) >= len(self.r):
+            errors, gradient = self._block(self.r, self.y, self.weight, scale)
+            parts = [self._summed(errors)]
+        else:
+            gradient = torch.empty_like(self.r) if self.need else None
+            parts = list(self._parts(gradient, scale))
         if self.per_sample:
             return (parts[0] if len(parts) == 1 else torch.cat(parts)) / denominator, gradient
         return self._reduced(sum(parts[1:], start=parts[0]), denominator), gradient
 
-    def _summed(self, errors: Tensor) -> Tensor:
-        """Of a block: 0-d, or under "none" (n,)."""
+    def _parts(self, gradient: Tensor | None, scale: Any) -> Iterator[Any]:
+        """The sums of blocks; finishes the gradient of each."""
+        for r, y, weight, home, its_scale in self._blocks(gradient, scale):
+            errors, finished = self._block(r, y, weight, its_scale)
+            if home is not None and finished is not None:
+                home.copy_(finished)
+            yield self._summed(errors)
+
+    def _summed(self, errors: Tensor) -> Any:
+        """Of a block: one value, or under "none" (n,)."""
         if not self.per_sample:
             return total(errors)
         return in_dtype(errors if errors.dim() < 2 else errors.flatten(1).sum(1), self.sums)
@@ -79,7 +88,7 @@ class Regression:
         difference = in_dtype(r, self.dtype) - in_dtype(y, self.dtype)
         pulled = difference if weight is None else difference * weight.to(self.dtype)
         errors = pulled * difference
-        gradient = pulled * scale if self.need else None
+        gradient = pulled.mul_(scale) if self.need else None
         if self.spec.ignores_nan:  # NaN · 0 is not 0
             missing = y.isnan()
             errors.masked_fill_(missing, 0.0)
@@ -103,23 +112,25 @@ class Regression:
         if by_count and not self.spec.ignores_nan:
             return max(r.numel(), 1) if self.spec.per_sample else r.numel()
         labelled = sum(self._shares(y, w, by_count) for y, w in blocks(self.y, self.weight))
-        return labelled.clamp(min=1) if self.spec.per_sample else labelled
+        if not self.spec.per_sample:
+            return labelled
+        return labelled.clamp(min=1) if isinstance(labelled, Tensor) else max(labelled, 1)
 
     def _shares(self, y: Tensor, weight: Tensor | None, by_count: bool) -> Any:
         """What the elements of a block add to the denominator, 0-d."""
         missing = y.isnan() if self.spec.ignores_nan else None
         if by_count or weight is None:
             assert missing is not None
-            return (~missing).sum().to(self.sums)
+            return value((~missing).sum())
         weight = weight.to(self.sums)
-        return (weight if missing is None else weight.masked_fill(missing, 0.0)).sum()
+        return total(weight if missing is None else weight.masked_fill(missing, 0.0))
 
     def _scale(self, weight: Any, denominator: Any) -> Any:
         """2 · d loss / d (an element's squared error): a number, 0-d, or (N, 1, ...)."""
         scale = by_row(weight_over(2.0 * weight, denominator, self.normalizer), self.r.dim())
         return in_dtype(scale, self.dtype) if isinstance(scale, Tensor) else scale
 
-    def _reduced(self, sum_of_all: Tensor, denominator: Any) -> Tensor:
+    def _reduced(self, sum_of_all: Any, denominator: Any) -> Any:
         """The sum over all elements as the spec reduces it."""
         if self.spec.reduction == "mean" and self.normalizer is None:
             return mean_of(sum_of_all, denominator, self.spec.of_nothing)

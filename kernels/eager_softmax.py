@@ -47,7 +47,7 @@ class Softmax:
         self.soft = soft  # whether targets are probabilities
 
     def losses(self, block: Block) -> Tensor:
-        """Unreduced losses (n, d1, ...), float64 on a CPU; with a scale, `out` ends as the gradient."""
+        """Unreduced losses (n, d1, ...), on a CPU float64; with a scale, the gradient in `out`."""
         if block.logits.device.type != "cpu":
             return self._exactly(block)
         if not (self.soft or self.smoothing):
@@ -149,7 +149,7 @@ def _by_probability(block: Block) -> Tensor:
         factor = _by_class(block.scale)
         if block.weight is not None:
             factor = factor * block.weight.unsqueeze(1)
-        at_t = p_t.sub_(1).mul_(factor)  # rounded once: p·f - f in float32 would be twice
+        at_t = p_t.sub_(1.0).mul_(factor)  # rounded once: p·f - f in float32 would be twice
         _multiply(p, factor).scatter_(1, index, in_dtype(at_t, p.dtype))
         if not ordinary:
             _clear(p, block)
