@@ -23,7 +23,8 @@ from torch import Tensor
 
 from fused_loss.spec import in_dtype
 
-SMALLEST = -80.0  # log of a p: exp(-80) is 2e-35, still a normal number of float32
+SMALLEST = -80.0  # of log p: exp(-80) is 2e-35, still a normal number of float32
+SMALLEST_P = math.exp(SMALLEST)
 
 
 class Block(NamedTuple):
@@ -85,7 +86,7 @@ class Softmax:
 
     def _exactly(self, block: Block) -> Tensor:
         """The same by the letter, for every value that there is."""
-        log_p, mask = _log_softmax(block), block.mask
+        log_p, mask = _log_softmax(block, exactly=True), block.mask
         if mask is not None:
             log_p.masked_fill_(~mask.any(1, keepdim=True), -torch.inf)
         if self.soft:
@@ -130,10 +131,10 @@ class Softmax:
 
     def _even(self, block: Block) -> Any:
         """ε/K: a number or, with a mask, (n, C, d1, ...) with 0 for an impossible class."""
-        mask, dtype = block.mask, block.out.dtype
-        if mask is None:
+        if block.mask is None:
             return self.smoothing / block.logits.shape[1]
-        return mask * (self.smoothing / mask.sum(1, keepdim=True).clamp(min=1).to(dtype))
+        possible = _as_numbers(block.mask, block.out)
+        return possible * (self.smoothing / possible.sum(1, keepdim=True).clamp(min=1))
 
 
 def _by_probability(block: Block) -> Tensor:
@@ -144,7 +145,10 @@ def _by_probability(block: Block) -> Tensor:
     log_p_t = p_t.log().squeeze(1)
     ordinary = _ordinary(log_p_t, SMALLEST, block)
     if not ordinary:
-        log_p_t = torch.where(log_p_t > SMALLEST, log_p_t, _log_of_underflown(p, index, block))
+        p = torch.softmax(_logits(block, exactly=True), 1, out=block.out)
+        p_t = p.gather(1, index).double()
+        by_logits = _log_by_logits(p, index, block)
+        log_p_t = torch.where(p_t > SMALLEST_P, p_t.log(), by_logits).squeeze(1)
     if block.scale is not None:
         factor = _by_class(block.scale)
         if block.weight is not None:
@@ -158,32 +162,41 @@ def _by_probability(block: Block) -> Tensor:
     return log_p_t.neg_()
 
 
-def _log_of_underflown(p: Tensor, index: Tensor, block: Block) -> Tensor:
-    """log p_t = (z_t - m) + log p_m with the largest logit z_m = m, where p_t has underflowed."""
-    z = _logits(block._replace(out=torch.empty_like(p)))
-    log_p = (
-        z.gather(1, index).double()
-        - z.amax(1, keepdim=True)
-        + p.amax(1, keepdim=True).double().log_()
-    )
+def _log_by_logits(p: Tensor, index: Tensor, block: Block) -> Tensor:
+    """log p_t = (z_t - m) + log p_m, (n, 1, d1, ...), with the largest logit z_m = m."""
+    z = _logits(block._replace(out=torch.empty_like(p)), exactly=True)
+    log_p_t = z.gather(1, index).double() - z.amax(1, keepdim=True)
+    log_p_t += p.amax(1, keepdim=True).double().log_()
     if block.mask is not None:
-        log_p.masked_fill_(~block.mask.any(1, keepdim=True), -torch.inf)
-    return log_p.squeeze(1)
+        log_p_t.masked_fill_(~block.mask.any(1, keepdim=True), -torch.inf)
+    return log_p_t
 
 
-def _logits(block: Block) -> Tensor:
-    """The logits in the dtype of `out`, as they are or in `out`; -inf for an impossible class."""
-    logits, out = block.logits, block.out
+def _logits(block: Block, exactly: bool = False) -> Tensor:
+    """The logits in the dtype of `out`, as they are or in `out`; -inf for an impossible class.
+
+    Unless it is done `exactly`, a NaN there stays. `where` and `masked_fill` take a bool at a time;
+    the smaller of z and ±inf takes an eighth of their time.
+    """
+    logits, out, mask = block.logits, block.out, block.mask
     if logits.dtype != out.dtype:
         logits = out.copy_(logits)
-    if block.mask is None:
+    if mask is None:
         return logits
-    return torch.where(block.mask, logits, out.new_full((), -torch.inf), out=out)
+    if exactly:
+        return torch.where(mask, logits, out.new_full((), -torch.inf), out=out)
+    bound = _as_numbers(mask, out).sub_(0.5).mul_(torch.inf)
+    return torch.minimum(logits, bound, out=out)
 
 
-def _log_softmax(block: Block) -> Tensor:
+def _as_numbers(mask: Tensor, out: Tensor) -> Tensor:
+    """1 and 0 in the dtype of `out`; by way of bytes, which PyTorch converts many at a time."""
+    return mask.view(torch.uint8).to(out.dtype)
+
+
+def _log_softmax(block: Block, exactly: bool = False) -> Tensor:
     """log p in `out`; NaN where no class is possible."""
-    return torch.log_softmax(_logits(block), 1, out=block.out)
+    return torch.log_softmax(_logits(block, exactly), 1, out=block.out)
 
 
 def _ordinary(log_p: Tensor, bound: float, block: Block) -> bool:
