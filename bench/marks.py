@@ -25,7 +25,7 @@ LOOKS = {
     "eager-float32": (GREY, "D"),
     "compile": (ORANGE, "^"),
     "compile-autotune": (ORANGE, "v"),
-    "fused-eager": (BLUE, "o"),
+    "fused-auto": (BLUE, "o"),
     "fused-triton": (VERMILION, "o"),
     "liger": (GREEN, "P"),
     "quack": (PURPLE, "X"),

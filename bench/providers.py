@@ -128,7 +128,7 @@ _LOSSES = (
     Provider("eager-float32", from_loss(widened_loss), fits=_half),
     Provider("compile", from_loss(compiled_loss), needs.compiler),
     Provider("compile-autotune", from_loss(_AUTOTUNE), needs.autotuning),
-    _fused("fused-eager", context=partial(backend, "eager")),
+    _fused("fused-auto", context=partial(backend, "auto")),
     _fused("fused-triton", available=needs.kernels, context=partial(backend, "triton")),
 )
 _PEERS = (

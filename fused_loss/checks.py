@@ -89,7 +89,10 @@ def _usual(spec: LossSpec, tensors: LossTensors) -> bool:
         and r.dtype is z.dtype is y.dtype is torch.float32
         and t.dtype is torch.int64
         and r.layout is z.layout is y.layout is t.layout is torch.strided
-        and r.device == z.device == y.device == t.device
+        and (
+            (r.is_cpu and z.is_cpu and y.is_cpu and t.is_cpu)
+            or r.device == z.device == y.device == t.device
+        )
         and r.shape == y.shape
         and z.dim() == 2
         and z.shape[:1] == t.shape

@@ -15,8 +15,8 @@ from torch import Tensor
 from fused_loss.spec import in_dtype
 
 BLOCK_ELEMENTS = 1 << 20  # 4 MiB of float32: fewer blocks are fewer operators, and L3 is near
-SCRATCH_SHARE = 32  # of the elements of a tensor, a block that needs a buffer of its own takes one
-SCRATCH_LEAST = 1 << 16  # but no fewer than these
+SCRATCH_SHARE = 20  # of the elements of a tensor, a block that needs a buffer of its own takes one
+SCRATCH_LEAST = 1 << 19  # but no fewer than these
 LONG_SUM = 1 << 15  # elements; PyTorch splits longer sums among its threads
 SUM_ROW = 1 << 9
 

@@ -6,9 +6,10 @@ the cache, so the passes over it are what there is to save. `torch.softmax` cost
 `torch.log_softmax` and an `exp` after it:
 
     class indices                 p = softmax(z), -log p_t, p·(scale·A), -scale·A at t
-    probabilities, or smoothing   log p, Σ q'·log p, exp, p·(scale·A), -scale·q'
+    probabilities, or smoothing   z - m, Σ q'·(z - m), p, p_m, p·(scale·A), -scale·q'
 
-Both look at the losses of the block once: where one of them is no ordinary number they take the
+Here m is the largest logit, and log p = z - m + log p_m has the accuracy of `log_softmax` without
+its exp. Both look at the losses of the block once: where one is no ordinary number they take the
 longer way, which knows a p that underflows, NaN in a row without a label, and 0 · log 0 at an
 impossible class. On an accelerator no value is read back: there it is always `_exactly`.
 """
@@ -53,36 +54,40 @@ class Softmax:
             return self._exactly(block)
         if not (self.soft or self.smoothing):
             return _by_probability(block)
-        losses = self._by_log(block)
+        losses = self._by_softmax(block)
         return self._exactly(block) if losses is None else losses
 
-    def _by_log(self, block: Block) -> Tensor | None:
-        """From log p; None where a loss is not finite."""
-        log_p = _log_softmax(block)
+    def _by_softmax(self, block: Block) -> Tensor | None:
+        """From p and the logits less their maximum m; None where a loss is not finite."""
+        z = _logits(block)
+        centred = z - z.amax(1, keepdim=True)  # log p = z - m + log p_m
         sum_of = torch.sum if block.mask is None else torch.nansum  # without 0 · log 0
+        a: Any = 0.0
         if self.soft:
-            q = self._probabilities(block)
-            mass = _mass(q, log_p)
-            losses = sum_of(q * log_p, 1).double().neg_()
+            q: Any = self._probabilities(block)
+            losses = sum_of(centred.mul_(q), 1).double()
         else:
             a, index = self._of_label(block), block.targets.unsqueeze(1)
             q = self._spread(block)
-            losses = log_p.gather(1, index).double().mul_(a).neg_().squeeze(1)
-            mass = a + _mass(q, log_p)
-            losses -= sum_of(q * log_p, 1) if isinstance(q, Tensor) else q * log_p.sum(1)
-        if block.mask is not None:  # what nansum hides: a row of NaN, targets that are not finite
-            first = log_p.select(1, 0)
-            losses += torch.where(first.isnan(), first, 0.0)
-            losses += (mass - mass).squeeze(1)
-        if not _ordinary(-losses, -torch.inf, block):
-            return None
+            losses = centred.gather(1, index).double().mul_(a).squeeze(1)
+            losses += sum_of(centred.mul_(q), 1)
+        p = torch.softmax(z, 1, out=block.out)
+        mass = a + _mass(q, p)
+        losses += p.amax(1, keepdim=True).double().log_().mul_(mass).squeeze(1)
+        ordinary = _ordinary(losses, -torch.inf, block)
+        if not ordinary:
+            ignored = block.ignored
+            if ignored is None or not _ordinary(losses.masked_fill(ignored, 0), -torch.inf, block):
+                return None
         if block.scale is not None:
             scale = _by_class(block.scale)
-            p = _multiply(log_p.exp_(), mass * scale)
+            _multiply(p, mass * scale)
             _subtract(p, scale, q)
             if not self.soft:
                 _add_at(p, index, scale * -a)
-        return losses
+            if not ordinary:
+                _clear(p, block)
+        return losses.neg_()
 
     def _exactly(self, block: Block) -> Tensor:
         """The same by the letter, for every value that there is."""

@@ -8,6 +8,7 @@ makes in C++. `auto` comes here; the closed form of `backend("eager")` is for al
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -23,7 +24,10 @@ from fused_loss.spec import (
     in_dtype,
 )
 
-MOST_ELEMENTS = 1 << 14  # of either output
+# Of either output. On two cores, float32, forward and backward, eager's time over that of this way
+# and over that of the closed form, by N x C: 1024x20 0.94 and 0.60, 256x1000 0.97 and 0.75 with
+# probabilities, 1024x1000 0.79 and 1.61.
+MOST_ELEMENTS = 1 << 18
 REDUCTIONS = {"mean": 1, "sum": 2}  # as PyTorch's operators number them
 
 # Without the wrappers of torch.nn.functional, which cost as much as the operators.
@@ -50,10 +54,11 @@ def forward(spec: LossSpec, tensors: LossTensors, needs: Needs) -> Outcome:
     Raises:
         IndexError: A class index lies outside [0, C).
     """
-    parts = heads(spec, tensors)
-    if len(parts) == 1:  # cross_entropy or mse_loss alone: weight 1
-        return Outcome(parts[0], None, None, None)
-    mse, ce = parts
+    mse, ce = _mean_squared_error(spec, tensors), _cross_entropy(spec, tensors)
+    if mse is None or ce is None:  # cross_entropy or mse_loss alone: weight 1
+        only = ce if mse is None else mse
+        assert only is not None
+        return Outcome(only, None, None, None)
     if tensors.weights is None:
         assert spec.weights is not None
         w_reg, w_cls = spec.weights
@@ -62,19 +67,23 @@ def forward(spec: LossSpec, tensors: LossTensors, needs: Needs) -> Outcome:
         weights = tensors.weights.to(mse.dtype)
         pair = weights.unbind() if weights.dim() else (weights, 1 - weights)
         loss = pair[0] * mse + pair[1] * ce
-    return Outcome(loss, torch.stack(parts) if needs.components else None, None, None)
+    return Outcome(loss, torch.stack((mse, ce)) if needs.components else None, None, None)
 
 
-def heads(spec: LossSpec, tensors: LossTensors) -> tuple[Tensor, ...]:
-    """The losses of those heads that are there, regression first, each with a graph of its own."""
-    r, z, y = tensors.regression_output, tensors.classification_output, tensors.regression_targets
-    dtype = accumulation_dtype(r, z)
-    reduction, parts = REDUCTIONS[spec.reduction], []
-    if r is not None and y is not None:
-        parts.append(mse_loss(in_dtype(r, dtype), in_dtype(y, dtype), reduction))
-    if z is not None:
-        parts.append(_cross_entropy(spec, tensors, in_dtype(z, dtype), reduction))
-    return tuple(parts)
+def heads(spec: LossSpec, tensors: LossTensors) -> tuple[Tensor, Tensor]:
+    """The losses of both heads, each with a graph of its own."""
+    mse, ce = _mean_squared_error(spec, tensors), _cross_entropy(spec, tensors)
+    assert mse is not None
+    assert ce is not None
+    return mse, ce
+
+
+def _mean_squared_error(spec: LossSpec, tensors: LossTensors) -> Tensor | None:
+    r, y = tensors.regression_output, tensors.regression_targets
+    if r is None or y is None:
+        return None
+    dtype = accumulation_dtype(r, tensors.classification_output)
+    return mse_loss(in_dtype(r, dtype), in_dtype(y, dtype), REDUCTIONS[spec.reduction])
 
 
 @functools.lru_cache(maxsize=256)
@@ -84,25 +93,29 @@ def _constant(value: float, dtype: torch.dtype) -> Tensor:
         return torch.tensor(value, dtype=dtype, device="cpu")
 
 
-def _cross_entropy(spec: LossSpec, tensors: LossTensors, logits: Tensor, reduction: int) -> Tensor:
-    targets, ignore_index = tensors.classification_targets, spec.ignore_index
-    assert targets is not None
-    if tensors.probabilities:
+def _cross_entropy(spec: LossSpec, tensors: LossTensors) -> Tensor | None:
+    z, targets = tensors.classification_output, tensors.classification_targets
+    if z is None or targets is None:
+        return None
+    logits = in_dtype(z, accumulation_dtype(tensors.regression_output, z))
+    ignore_index, weight = spec.ignore_index, tensors.class_weight
+    if targets.is_floating_point():
         targets = in_dtype(targets, logits.dtype)
     else:
         targets = in_dtype(targets, torch.int64)
         if ignore_index >= 0 or targets.min().item() < 0:  # some may have no label
             ignored = targets == ignore_index
+            nothing = bool(ignored.all())
             # Their gradient is 0 whatever the logits are; NaN · 0 is not 0.
-            logits = logits.masked_fill(ignored.unsqueeze(1), 0.0)
-            if ignored.all():
+            if nothing or not math.isfinite(logits.sum().item()):
+                logits = logits.masked_fill(ignored.unsqueeze(1), 0.0)
+            if nothing:
                 return logits.sum() + (spec.of_nothing if spec.reduction == "mean" else 0.0)
-    weight = tensors.class_weight
     if weight is not None:
         weight = in_dtype(weight, logits.dtype)
     try:
         return cross_entropy_loss(
-            logits, targets, weight, reduction, ignore_index, spec.label_smoothing
+            logits, targets, weight, REDUCTIONS[spec.reduction], ignore_index, spec.label_smoothing
         )
     except (IndexError, RuntimeError) as error:
         named = illegal_index(spec, tensors)

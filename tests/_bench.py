@@ -81,7 +81,7 @@ def slowed(provider: Provider, factor: float) -> Provider:
 
 def bench_slowed(factor: float, out: str, suite: str = "cpu") -> int:
     """`fused-loss bench` with this package's CPU backend slowed."""
-    PROVIDERS["fused-eager"] = slowed(PROVIDERS["fused-eager"], factor)
+    PROVIDERS["fused-auto"] = slowed(PROVIDERS["fused-auto"], factor)
     return main(["bench", "--suite", suite, "--out", out])
 
 

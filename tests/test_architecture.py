@@ -143,15 +143,20 @@ SYNCS += ("masked_select", "synchronize", "is_nonzero", "argwhere", "int", "floa
 ALLOWED = {
     # Only of a tensor that is on the CPU already.
     ("kernels/eager.py", "item"): 1,
-    ("kernels/eager_classification.py", "any"): 1,
-    ("kernels/eager_softmax.py", "all"): 3,
+    ("kernels/eager_blocks.py", "item"): 2,
+    ("kernels/eager_classification.py", "item"): 1,
+    ("kernels/eager_classification.py", "bool"): 1,
+    ("kernels/eager_softmax.py", "all"): 2,
+    ("kernels/eager_softmax.py", "item"): 1,
     ("kernels/eager_softmax.py", "bool"): 1,
-    ("kernels/native.py", "item"): 1,
+    ("kernels/native.py", "item"): 2,
     ("kernels/native.py", "all"): 2,
-    ("kernels/native.py", "bool"): 1,
+    ("kernels/native.py", "bool"): 2,
     # `index_error`: called for CPU tensors, and under FUSED_LOSS_DEBUG=1.
     ("fused_loss/spec.py", "int"): 1,
     ("fused_loss/spec.py", "a boolean index"): 1,
+    # A conversion of dtypes.
+    ("fused_loss/spec.py", "float"): 1,
     # Of Python numbers: alpha, the pair of weights, a normalizer, a dimension, what repr shows.
     ("fused_loss/options.py", "float"): 4,
     ("kernels/reference.py", "int"): 5,

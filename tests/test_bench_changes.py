@@ -20,12 +20,12 @@ from fused_loss.bench.cases import LOSS_PHASES, Phase
 from fused_loss.bench.changes import THRESHOLD, compare
 from fused_loss.bench.stored import OURS, ResultsError, load
 
-BASE = {"eager": 1e-4, "compile": 2e-4, "fused-eager": 3e-4, "copy": 1e-5}
+BASE = {"eager": 1e-4, "compile": 2e-4, "fused-auto": 3e-4, "copy": 1e-5}
 EVEN = (1.0, 1.0, 1.0, 1.0, 1.0)
 
 
 def one(ours: float, jitter: tuple[float, ...] = JITTER, **others: float) -> dict:
-    rows = [timed("eager", 1e-4, EVEN), timed("fused-eager", ours, jitter)]
+    rows = [timed("eager", 1e-4, EVEN), timed("fused-auto", ours, jitter)]
     rows += [timed(name, median) for name, median in others.items()]
     return results([record(TUTORIAL, Phase.FORWARD, rows)])
 
@@ -50,7 +50,7 @@ def test_a_build_slowed_by_half_is_found_in_every_phase():
     found = compare(simple(BASE), changed(1.5, lambda name: name.startswith("fused-")))
     assert [change.factor for change in found.slower] == pytest.approx([1.5] * 4)
     assert {key.phase for key in found.regressions} == {phase.value for phase in LOSS_PHASES}
-    assert {key.provider for key in found.regressions} == {"fused-eager"}
+    assert {key.provider for key in found.regressions} == {"fused-auto"}
     back = compare(changed(1.5, lambda name: name.startswith("fused-")), simple(BASE))
     assert not back.regressions
     assert [change.factor for change in back.faster] == pytest.approx([1 / 1.5] * 4)
@@ -92,14 +92,14 @@ def test_a_change_must_show_in_every_unit():
     before, after = one(1e-4, copy=1e-5), one(1e-4, copy=5e-6)
     assert not compare(before, after).regressions  # the copy alone has changed
     (change,) = compare(before, one(2e-4, copy=1.2e-5)).slower
-    assert (change.key.provider, change.unit) == ("fused-eager", "copy")  # the least: 2 / 1.2
+    assert (change.key.provider, change.unit) == ("fused-auto", "copy")  # the least: 2 / 1.2
     assert change.factor == pytest.approx(2 / 1.2)
     (change,) = compare(before, one(5e-5, copy=8e-6)).faster
     assert (change.unit, change.factor) == ("copy", pytest.approx(0.5 / 0.8))
 
 
 def test_eager_disturbed_in_one_run_is_no_regression_of_ours():
-    rows = [timed("eager", 1e-4, EVEN), timed("copy", 1e-5), timed("fused-eager", 1e-4, EVEN)]
+    rows = [timed("eager", 1e-4, EVEN), timed("copy", 1e-5), timed("fused-auto", 1e-4, EVEN)]
     before, after = (results([record(TUTORIAL, Phase.FORWARD, rows)]) for _ in range(2))
     eager = before["records"][0]["providers"][0]
     eager["median_s"] *= 1.5
@@ -111,7 +111,7 @@ def test_eager_disturbed_in_one_run_is_no_regression_of_ours():
 def test_the_unit_may_be_one_provider_alone():
     before, after = one(1e-4, copy=1e-5), one(1e-4, copy=5e-6)
     found = compare(before, after, to="copy")
-    assert {change.key.provider for change in found.slower} == {"eager", "fused-eager"}
+    assert {change.key.provider for change in found.slower} == {"eager", "fused-auto"}
     assert [change.factor for change in found.slower] == pytest.approx([2, 2])
 
 
@@ -178,13 +178,13 @@ def test_a_case_of_the_same_name_and_another_definition_is_another():
     ("status", "broken"), [("wrong", True), ("failed", True), ("unsupported", False)]
 )
 def test_ours_that_no_longer_works_is_a_regression(status: str, broken: bool):
-    rows = [timed("eager", 1e-4), untimed("fused-eager", status, "loss: off")]
+    rows = [timed("eager", 1e-4), untimed("fused-auto", status, "loss: off")]
     rows += [timed("compile", 1e-4)]
     after = results([record(TUTORIAL, Phase.FORWARD, rows)])
     found = compare(one(1e-4, compile=1e-4), after)
     assert [why for _, why in found.broken] == [f"{status}: loss: off"] * broken
     assert len(found.regressions) == broken
-    assert [key.provider for key in found.only_in[0]] == ["fused-eager"]
+    assert [key.provider for key in found.only_in[0]] == ["fused-auto"]
     assert not found.only_in[1]
 
 

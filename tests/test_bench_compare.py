@@ -7,8 +7,8 @@ from _bench_results import BOARD, TUTORIAL, record, results, simple, timed, unti
 from fused_loss.bench import compare
 from fused_loss.bench.cases import Phase
 
-BASE = {"eager": 1e-4, "compile": 2e-4, "fused-eager": 3e-4}
-SLOWED = BASE | {"fused-eager": 4.5e-4}
+BASE = {"eager": 1e-4, "compile": 2e-4, "fused-auto": 3e-4}
+SLOWED = BASE | {"fused-auto": 4.5e-4}
 
 
 def run(*words: object) -> int:
@@ -69,15 +69,15 @@ def test_the_threshold_is_the_callers(tmp_path: Path):
 @pytest.mark.usefixtures("wide")
 def test_what_only_one_has_is_grouped(tmp_path: Path, capsys: pytest.CaptureFixture):
     before = write(tmp_path / "a", simple(BASE, (TUTORIAL, BOARD)))
-    rows = [timed("eager", 1e-4), timed("compile", 2e-4), untimed("fused-eager", "wrong", "off")]
+    rows = [timed("eager", 1e-4), timed("compile", 2e-4), untimed("fused-auto", "wrong", "off")]
     after = write(tmp_path / "b", results([record(TUTORIAL, Phase.FORWARD, rows)]))
     assert run(before, after) == 1
     printed = capsys.readouterr().out
-    assert "had a time in A: fused-eager on tutorial-100x2, forward: wrong: off" in printed
+    assert "had a time in A: fused-auto on tutorial-100x2, forward: wrong: off" in printed
     rest = "forward+backward, scaled forward+backward, training step"
-    assert f"only in A: eager, compile, fused-eager (forward, {rest}) on board-8x65\n" in printed
+    assert f"only in A: eager, compile, fused-auto (forward, {rest}) on board-8x65\n" in printed
     assert (
-        f"only in A: fused-eager (forward, {rest}); eager, compile ({rest}) on tutorial-100x2\n"
+        f"only in A: fused-auto (forward, {rest}); eager, compile ({rest}) on tutorial-100x2\n"
     ) in printed
     assert "only in B" not in printed
 

@@ -44,11 +44,11 @@ def test_the_committed_table_has_the_tiles_that_the_launch_table_picks():
     """`fused-loss bench compiled --out bench/results/sm90-compiled` writes it anew."""
     today = []
 
-    def launch(kernel, programs, device, warps, **arguments):
-        name = kernel.fn.__name__
+    def launch(made, arguments):
+        name = made.kernel.fn.__name__
         if name in compiled.OF_LOGITS:
             tile = {"rows": arguments.get("ROWS", 1), "columns": arguments["BLOCK_C"]}
-            today.append((family.name, name, programs, tile | {"warps": warps}))
+            today.append((family.name, name, made.programs, tile | {"warps": made.warps}))
 
     with launches_go_to(launch):
         for family in families():

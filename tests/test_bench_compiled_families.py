@@ -16,7 +16,7 @@ def test_every_family_has_a_name_of_its_own_and_says_what_it_is():
 
 def test_the_fullest_has_every_option():
     launched = []
-    with launches_go_to(lambda kernel, *_, **arguments: launched.append(arguments)):
+    with launches_go_to(lambda _, arguments: launched.append(arguments)):
         FULLEST.run()
     reducing = next(arguments for arguments in launched if "SPLIT" in arguments)
     options = ("SOFT", "HAS_WEIGHT", "HAS_MASK", "HAS_POSITION_WEIGHT", "HAS_ELEMENT_WEIGHT")

@@ -42,13 +42,13 @@ def test_views_cost_nothing():
 def test_eager_holds_three_logits_and_the_fused_loss_one():
     """log-softmax, its gradient, and the one-hot rows of nll_loss; or the gradient alone."""
     peaks = {}
-    for name in ("eager", "fused-eager"):
+    for name in ("eager", "fused-auto"):
         program = PROVIDERS[name].program(LARGE, Phase.TRAINING, CPU)
         inputs = LARGE.make()
         program(inputs)
         peaks[name] = footprint(program, inputs, CPU).peak_bytes / LOGITS
     assert peaks["eager"] == pytest.approx(3, rel=0.01)
-    assert peaks["fused-eager"] == pytest.approx(1, rel=0.05)
+    assert peaks["fused-auto"] == pytest.approx(1, rel=0.05)
 
 
 def test_a_cpu_has_neither_launches_nor_synchronisations():

@@ -32,7 +32,7 @@ def test_the_head_repeats_the_file():
 
 
 def test_the_cells_are_the_files_figures():
-    copied = [timed("eager", 1e-4), timed("fused-eager", 2e-4), timed("copy", 1e-5)]
+    copied = [timed("eager", 1e-4), timed("fused-auto", 2e-4), timed("copy", 1e-5)]
     text = report(results([record(TUTORIAL, Phase.TRAINING, copied)]))
     head, _, eager, fused, copy = rows(section(text, "Forward+backward"))
     assert head == [
@@ -44,12 +44,12 @@ def test_the_cells_are_the_files_figures():
     assert eager == [
         *("**tutorial-100x2**", "eager", "100 µs", "6%", "1.00×", "10.0×", "0.036", *cells)
     ]
-    assert fused == ["", "fused-eager", "200 µs", "6%", "2.00×", "20.0×", "0.018", *cells]
+    assert fused == ["", "fused-auto", "200 µs", "6%", "2.00×", "20.0×", "0.018", *cells]
     assert copy == ["", "copy", "10.0 µs", "6%", "0.10×", "1.00×", "0.36", *cells]
 
 
 def test_a_step_has_the_losss_share_instead_of_bandwidth():
-    step = [timed("eager", 2e-4), timed("fused-eager", 4e-4), timed("model-alone", 1e-4)]
+    step = [timed("eager", 2e-4), timed("fused-auto", 4e-4), timed("model-alone", 1e-4)]
     text = report(results([record(TUTORIAL, Phase.STEP, step)]))
     head, _, eager, fused, _ = rows(section(text, "Training step"))
     assert "GB/s" not in head
@@ -89,17 +89,17 @@ def test_without_a_time_a_provider_has_a_reason_and_no_figure():
     made = [
         timed("eager", 1e-4),
         untimed("compile", "failed", "RuntimeError: a | b"),
-        untimed("fused-eager", "wrong", "loss: norm error 1.0e-02 > 1.0e-06"),
+        untimed("fused-auto", "wrong", "loss: norm error 1.0e-02 > 1.0e-06"),
     ]
     records = [record(c, p, made) for c in (TUTORIAL, BOARD) for p in (Phase.FORWARD, Phase.SCALED)]
     text = report(results(records))
-    wrong = next(row for row in rows(section(text, "Forward")) if "fused-eager" in row)
+    wrong = next(row for row in rows(section(text, "Forward")) if "fused-auto" in row)
     assert wrong[2:] == ["**wrong**", *"–" * 7]
     reasons = section(text, "Without a time").strip().splitlines()
     where = "On tutorial-100x2 (forward, scaled forward+backward); board-8x65 (forward, scaled"
     assert len(reasons) == 2
     assert reasons[0].startswith("- **failed** `compile`: RuntimeError: a \\| b. " + where)
-    assert reasons[1].startswith("- **wrong** `fused-eager`: loss: norm error")
+    assert reasons[1].startswith("- **wrong** `fused-auto`: loss: norm error")
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ def test_every_provider_is_told_apart():
 
 
 def test_the_order_is_that_of_the_looks():
-    names = ["stranger", "copy", "compile", "eager-graph", "eager", "compile", "fused-eager"]
+    names = ["stranger", "copy", "compile", "eager-graph", "eager", "compile", "fused-auto"]
     assert in_order(names) == [
-        *("eager", "eager-graph", "compile", "fused-eager", "copy", "stranger")
+        *("eager", "eager-graph", "compile", "fused-auto", "copy", "stranger")
     ]
 
 

@@ -23,7 +23,7 @@ from fused_loss.bench.providers import PROVIDERS
 from fused_loss.bench.suites import SUITES
 
 ALL = (TUTORIAL, BOARD, *SWEEP)
-TIMES = {"eager": 4e-4, "compile": 3e-4, "fused-eager": 2e-4, "copy": 1e-5}
+TIMES = {"eager": 4e-4, "compile": 3e-4, "fused-auto": 2e-4, "copy": 1e-5}
 
 
 def drawn(figure: Figure, panel: int) -> dict[str, list[float]]:
@@ -82,7 +82,7 @@ def test_a_plot_without_data_is_not_written_and_an_old_one_goes(tmp_path: Path):
 
 
 def test_the_speed_up_is_their_time_over_ours():
-    rows = [timed("eager", 4e-4), timed("compile", 1e-4), timed("fused-eager", 2e-4)]
+    rows = [timed("eager", 4e-4), timed("compile", 1e-4), timed("fused-auto", 2e-4)]
     figure = speedup(results([record(TUTORIAL, Phase.FORWARD, rows)]))
     assert labels(figure) == ["over eager", "over torch.compile"]
     assert drawn(figure, 0) == {"#000000s": [pytest.approx(2)], "#E69F00^": [pytest.approx(0.5)]}
@@ -110,11 +110,11 @@ def test_inference_is_eagers_time_over_each_of_the_others():
 
 
 def test_losses_and_models_are_in_plots_of_their_own():
-    made = simple({"eager": 4e-4, "fused-eager": 2e-4}, (TUTORIAL,))
+    made = simple({"eager": 4e-4, "fused-auto": 2e-4}, (TUTORIAL,))
     alone = speedup(made)
     made["records"] += inference({"eager": 4e-4, "onnx": 1e-4})["records"]
     assert len(speedup(made).axes) == len(alone.axes) == 4
-    assert labels(memory(made)) == ["eager", "fused-eager"]
+    assert labels(memory(made)) == ["eager", "fused-auto"]
 
 
 def test_the_roofline_is_bandwidth_over_the_bytes_of_a_row():
@@ -141,7 +141,7 @@ def test_memory_is_in_logits_and_drawn_at_an_edge_where_there_is_none():
 
 
 def test_overhead_is_in_microseconds_by_phase():
-    made = simple({"eager": 1e-4, "fused-eager": 3e-4}, (TUTORIAL, BOARD))
+    made = simple({"eager": 1e-4, "fused-auto": 3e-4}, (TUTORIAL, BOARD))
     figure = overhead(made)
     (axes,) = figure.axes  # a board is not tiny
     assert axes.get_title() == TUTORIAL.name
@@ -151,7 +151,7 @@ def test_overhead_is_in_microseconds_by_phase():
 
 
 def test_a_provider_without_a_time_is_in_no_plot():
-    rows = [timed("eager", 1e-4), untimed("fused-eager", "wrong", "loss: off")]
+    rows = [timed("eager", 1e-4), untimed("fused-auto", "wrong", "loss: off")]
     made = results([record(TUTORIAL, phase, rows) for phase in LOSS_PHASES])
     assert speedup(made) is None
     assert labels(overhead(made)) == labels(memory(made)) == ["eager"]

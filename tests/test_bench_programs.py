@@ -6,13 +6,13 @@ from fused_loss.bench import Phase, Provider
 from fused_loss.bench.cases import LOSS_PHASES
 from fused_loss.bench.programs import select
 
-KNOWN = ("eager", "eager-float32", "compile", "fused-eager", "fused-triton", "copy")
+KNOWN = ("eager", "eager-float32", "compile", "fused-auto", "fused-triton", "copy")
 
 
 def test_select():
     assert select(None, KNOWN) == list(KNOWN)
     assert select("copy, eager,copy", KNOWN) == ["copy", "eager"]
-    assert select("fused", KNOWN) == ["fused-eager", "fused-triton"]
+    assert select("fused", KNOWN) == ["fused-auto", "fused-triton"]
 
 
 @pytest.mark.parametrize("names", ["nobody", "eager,fus", " , "])

@@ -8,12 +8,12 @@ from fused_loss.bench.cases import LOSS_PHASES
 
 
 def test_ours_are_named_so():
-    ours = ["fused-eager", "fused-triton", "fused-triton-graph"]
+    ours = ["fused-auto", "fused-triton", "fused-triton-graph"]
     assert [p.name for p in PROVIDERS.values() if p.ours] == ours
 
 
 @pytest.mark.parametrize("phase", list(LOSS_PHASES))
-@pytest.mark.parametrize("name", ["eager", "fused-eager"])
+@pytest.mark.parametrize("name", ["eager", "fused-auto"])
 def test_a_step_returns_the_loss_and_in_training_both_gradients(name: str, phase: Phase):
     inputs = SMALL.make()
     loss, *gradients = PROVIDERS[name].program(SMALL, phase, CPU)(inputs)

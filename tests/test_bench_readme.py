@@ -24,7 +24,7 @@ from fused_loss.bench.stored import load
 
 ROOT = Path(__file__).parents[1]
 EMPTY = "# Title\n\n<!-- bench -->\n<!-- /bench -->\n\nThe end.\n"
-MADE = simple({"eager": 4e-4, "compile": 1e-4, "fused-eager": 2e-4}, (TUTORIAL, BOARD))
+MADE = simple({"eager": 4e-4, "compile": 1e-4, "fused-auto": 2e-4}, (TUTORIAL, BOARD))
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_inference_has_a_table_of_its_own(readme: Path):
 
 def test_a_speed_up_within_the_spread_is_marked(readme: Path):
     wide = [0.7, 0.8, 1.0, 1.4, 1.8]
-    rows = [timed("eager", 2.1e-4), timed("fused-eager", 2e-4, wide)]
+    rows = [timed("eager", 2.1e-4), timed("fused-auto", 2e-4, wide)]
     write(readme.parent / "results" / "here", results([record(TUTORIAL, Phase.TRAINING, rows)]))
     assert "| tutorial-100x2 | ≈ 1.05× | – | 1.50 | 1.50 |" in filled(readme)
 
@@ -95,7 +95,7 @@ def test_check_writes_nothing_and_shows_what_drifted(readme: Path, capsys: pytes
 
 
 def test_sections_are_rendered_each_from_its_own_file(readme: Path):
-    other = simple({"eager": 9e-4, "fused-eager": 1e-4}, (TUTORIAL,))
+    other = simple({"eager": 9e-4, "fused-auto": 1e-4}, (TUTORIAL,))
     write(readme.parent / "results" / "there", other)
     markers = "<!-- bench results/there/results.json -->\n<!-- /bench -->\n"
     readme.write_text(EMPTY + markers, encoding="utf-8")

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from fused_loss.bench import render
 
-MADE = simple({"eager": 2e-4, "fused-eager": 1e-4, "copy": 1e-5}, (TUTORIAL, SWEEP[0]))
+MADE = simple({"eager": 2e-4, "fused-auto": 1e-4, "copy": 1e-5}, (TUTORIAL, SWEEP[0]))
 NAMES = {"speedup.png", "roofline.png", "memory.png", "overhead.png"}
 
 

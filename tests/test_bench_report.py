@@ -20,7 +20,7 @@ from fused_loss.bench.stored import load
 from fused_loss.cli import main
 
 ROOT = Path(__file__).parents[1]
-QUICK = ["--rounds", "2", "--providers", "eager,fused-eager,copy", "--device", "cpu"]
+QUICK = ["--rounds", "2", "--providers", "eager,fused-auto,copy", "--device", "cpu"]
 
 
 def bench(*words: str) -> int:
@@ -46,20 +46,20 @@ def test_the_smoke_suite_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixtur
         check_record(record)
     printed = capsys.readouterr().out
     assert all(case.name in printed for case in SUITES["smoke"])
-    assert all(word in printed for word in ("fused-eager", "µs", "spread", "× eager", "× copy"))
+    assert all(word in printed for word in ("fused-auto", "µs", "spread", "× eager", "× copy"))
 
 
 def check_record(record: dict) -> None:
     rows = {row["name"]: row for row in record["providers"]}
     step = record["phase"] == Phase.STEP.value
-    assert set(rows) == {"eager", "fused-eager"} | ({"copy"} if not step else set())
+    assert set(rows) == {"eager", "fused-auto"} | ({"copy"} if not step else set())
     for name, row in rows.items():
         assert (row["status"], row["reason"]) == ("ok", None)
         assert len(row["samples_s"]) == 2
         # samples are written with four digits
         assert row["median_s"] == pytest.approx(statistics.median(row["samples_s"]), rel=1e-3)
         assert row["p10_s"] <= row["median_s"] <= row["p90_s"]
-        for other in rows.keys() - {"fused-eager"}:
+        for other in rows.keys() - {"fused-auto"}:
             assert row[f"ratio_to_{other}"] == row["median_s"] / rows[other]["median_s"]
         moved = record["case"]["bytes_moved"][record["phase"]]
         assert row["bytes_per_s"] == moved / row["median_s"]
@@ -77,11 +77,11 @@ def test_the_users_own_shape(tmp_path: Path):
 def test_a_wrong_provider_of_this_package_fails_the_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    wrong = replace(gradient_off, name="fused-eager", ours=True)
-    monkeypatch.setitem(PROVIDERS, "fused-eager", wrong)
+    wrong = replace(gradient_off, name="fused-auto", ours=True)
+    monkeypatch.setitem(PROVIDERS, "fused-auto", wrong)
     assert bench("--shape", "16,10,3", *QUICK) == 1
     printed = " ".join(capsys.readouterr().out.split())
-    assert "WRONG fused-eager on 16x10x3-float32, forward+backward: classification" in printed
+    assert "WRONG fused-auto on 16x10x3-float32, forward+backward: classification" in printed
     assert "norm error" in printed
 
 
@@ -148,8 +148,8 @@ def test_a_run_cut_short_leaves_what_it_measured(tmp_path: Path, monkeypatch: py
 
 
 def test_stored_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture):
-    before = write(tmp_path / "a", simple({"eager": 1e-4, "fused-eager": 1e-4}))
-    after = write(tmp_path / "b", simple({"eager": 1e-4, "fused-eager": 2e-4}))
+    before = write(tmp_path / "a", simple({"eager": 1e-4, "fused-auto": 1e-4}))
+    after = write(tmp_path / "b", simple({"eager": 1e-4, "fused-auto": 2e-4}))
     assert bench("compare", str(before), str(before)) == 0
     assert bench("compare", str(before), str(after)) == 1
     assert bench("compare", str(before), str(tmp_path)) == 2

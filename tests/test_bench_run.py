@@ -129,9 +129,9 @@ def test_a_slowed_provider_is_right_all_the_same(monkeypatch: pytest.MonkeyPatch
     now = iter(range(100))  # seconds: a step takes 1, so it is slowed until 4 have passed
     read: list[int] = []
     monkeypatch.setattr(_bench.time, "perf_counter", lambda: read.append(next(now)) or read[-1])
-    slow = slowed(PROVIDERS["fused-eager"], 4.0)
+    slow = slowed(PROVIDERS["fused-auto"], 4.0)
     inputs = SMALL.make()
-    right = PROVIDERS["fused-eager"].program(SMALL, Phase.TRAINING, CPU)(inputs)
+    right = PROVIDERS["fused-auto"].program(SMALL, Phase.TRAINING, CPU)(inputs)
     found = slow.program(SMALL, Phase.TRAINING, CPU)(inputs)
     assert all(map(torch.equal, found, right))
     assert read == [0, 1, 2, 3, 4, 5][: len(read)]
@@ -139,7 +139,7 @@ def test_a_slowed_provider_is_right_all_the_same(monkeypatch: pytest.MonkeyPatch
 
 
 def test_compile_and_fused_are_right_and_timed():
-    record = record_of(EAGER, PROVIDERS["compile"], PROVIDERS["fused-eager"])
+    record = record_of(EAGER, PROVIDERS["compile"], PROVIDERS["fused-auto"])
     assert [(row.reason, row.status) for row in record.rows] == [(None, "ok")] * 3
     assert all(row.timing is not None for row in record.rows)
 

@@ -20,7 +20,7 @@ def test_like_stands_against_like():
         timed("eager", 1e-4),
         timed("eager-float32", 5e-4),
         timed("compile", 2e-4),
-        timed("fused-eager", 8e-4),
+        timed("fused-auto", 8e-4),
         timed("fused-triton", 4e-4),
         timed("eager-graph", 1e-5),
         timed("fused-triton-graph", 3e-5),
@@ -39,17 +39,17 @@ def test_every_loss_beyond_the_spread_is_listed_and_no_other():
     wide = [0.5, 0.8, 1.0, 1.5, 3.0]
     made = results(
         [
-            record(TUTORIAL, Phase.FORWARD, [timed("eager", 1e-4), timed("fused-eager", 2e-4)]),
+            record(TUTORIAL, Phase.FORWARD, [timed("eager", 1e-4), timed("fused-auto", 2e-4)]),
             record(
                 TUTORIAL,
                 Phase.TRAINING,
-                [timed("eager", 1e-4), timed("compile", 3e-4), timed("fused-eager", 2.5e-4)],
+                [timed("eager", 1e-4), timed("compile", 3e-4), timed("fused-auto", 2.5e-4)],
             ),
-            record(BOARD, Phase.FORWARD, [timed("eager", 2e-4), timed("fused-eager", 1e-4)]),
+            record(BOARD, Phase.FORWARD, [timed("eager", 2e-4), timed("fused-auto", 1e-4)]),
             record(
                 BOARD,
                 Phase.TRAINING,
-                [timed("eager", 1e-4), timed("fused-eager", 1.2e-4, wide)],
+                [timed("eager", 1e-4), timed("fused-auto", 1.2e-4, wide)],
             ),
         ]
     )
@@ -62,12 +62,12 @@ def test_every_loss_beyond_the_spread_is_listed_and_no_other():
 
 
 def test_the_table_is_left_out_where_nothing_is_slower():
-    made = simple({"eager": 2e-4, "compile": 3e-4, "fused-eager": 1e-4})
+    made = simple({"eager": 2e-4, "compile": 3e-4, "fused-auto": 1e-4})
     assert where_slower(made).endswith("in 0 of 8 comparisons.")
 
 
 def test_inference_stands_apart_and_has_its_own_sentence():
-    made = simple({"eager": 2e-4, "fused-eager": 1e-4})
+    made = simple({"eager": 2e-4, "fused-auto": 1e-4})
     assert "exported file" not in where_slower(made)
     model = inference(
         {"eager": 4e-4, "compile": 1e-4, "aot": 2e-4, "onnx": 3e-4, "onnx-bound": 3e-4}
@@ -83,7 +83,7 @@ def test_inference_stands_apart_and_has_its_own_sentence():
 
 
 def test_a_provider_of_ours_without_a_time_is_no_win():
-    rows = [timed("eager", 1e-4, JITTER), untimed("fused-eager", "wrong", "loss: off")]
+    rows = [timed("eager", 1e-4, JITTER), untimed("fused-auto", "wrong", "loss: off")]
     made = results([record(TUTORIAL, Phase.FORWARD, rows)])
     text = where_slower(made)
     assert "Nothing was compared" in text

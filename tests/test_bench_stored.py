@@ -40,7 +40,7 @@ def test_what_is_no_results_file_is_named(tmp_path: Path, text: str | None, mess
 def test_a_ratio_pairs_the_samples_of_a_round():
     drift = (1.0, 2.0, 1.0, 4.0, 1.0)  # of the machine, common to both
     wobble = (1.0, 1.1, 0.9, 1.05, 1.0)
-    one = timed("fused-eager", 3e-4, [d * w for d, w in zip(drift, wobble, strict=True)])
+    one = timed("fused-auto", 3e-4, [d * w for d, w in zip(drift, wobble, strict=True)])
     two = timed("eager", 1e-4, drift)
     made = results([record(TUTORIAL, Phase.FORWARD, [one, two])])
     mine, its = made["records"][0]["providers"]
@@ -54,7 +54,7 @@ def test_a_ratio_pairs_the_samples_of_a_round():
 
 
 def test_one_round_is_its_own_spread():
-    rows = [timed("fused-eager", 2e-4, [1.0]), timed("eager", 1e-4, [1.0])]
+    rows = [timed("fused-auto", 2e-4, [1.0]), timed("eager", 1e-4, [1.0])]
     mine, its = results([record(TUTORIAL, Phase.FORWARD, rows)])["records"][0]["providers"]
     assert ratio(mine, its) == pytest.approx((2.0, 2.0, 2.0))
 
@@ -76,13 +76,13 @@ def test_beyond_the_spread(found: Ratio, above: bool, unclear: bool):
 def test_ours_is_the_fastest_that_has_a_time_and_graphs_are_apart():
     rows = [
         timed("eager", 1e-4),
-        timed("fused-eager", 3e-4),
+        timed("fused-auto", 3e-4),
         timed("fused-triton", 2e-4),
         timed("fused-triton-graph", 1e-5),
     ]
     (made,) = results([record(TUTORIAL, Phase.FORWARD, rows)])["records"]
     assert ours(made)["name"] == "fused-triton"
     assert ours(made, graph=True)["name"] == "fused-triton-graph"
-    rows = [timed("eager", 1e-4), untimed("fused-eager", "wrong", "loss: off")]
+    rows = [timed("eager", 1e-4), untimed("fused-auto", "wrong", "loss: off")]
     (made,) = results([record(TUTORIAL, Phase.FORWARD, rows)])["records"]
     assert ours(made) is None

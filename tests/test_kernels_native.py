@@ -22,7 +22,7 @@ def test_value_and_gradients(case):
 
 
 def test_what_it_takes():
-    r, z, y, t = batch(n=64, c=256)
+    r, z, y, t = batch(n=512, c=512)
     assert z.numel() == native.MOST_ELEMENTS
     assert backend_of(r, z, y, t) == "native"
     assert backend_of(r, z, y, torch.softmax(z, 1)) == "native"
@@ -47,7 +47,7 @@ def test_what_pytorch_lacks_is_not_for_it(scalars):
 
 
 def test_more_elements_are_not_for_it():
-    r, z, y, t = batch(n=64, c=257)
+    r, z, y, t = batch(n=512, c=513)
     assert backend_of(r, z, y, t) == "eager"
     long = torch.randn(native.MOST_ELEMENTS + 1)
     assert backend_of(long, None, long, None) == "eager"
