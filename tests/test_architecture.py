@@ -226,8 +226,6 @@ def test_the_commands_of_the_command_line_exist():
 # A source file is tested in test_<folder>_<file>.py; these are tested where it says.
 ELSEWHERE = {
     "fused_loss/drop_in.py": "test_fused_loss_functional_torch.py",
-    "kernels/eager_softmax.py": "test_kernels_eager.py",
-    "kernels/eager_blocks.py": "test_kernels_eager.py",
     "kernels/eager_classification.py": "test_kernels_eager.py",
     "kernels/eager_regression.py": "test_kernels_eager.py",
     "kernels/triton_few.py": "test_kernels_triton_split.py",
