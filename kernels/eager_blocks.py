@@ -17,6 +17,7 @@ from fused_loss.spec import in_dtype
 BLOCK_ELEMENTS = 1 << 20  # 4 MiB of float32: fewer blocks are fewer operators, and L3 is near
 SCRATCH_SHARE = 20  # of the elements of a tensor, a block that needs a buffer of its own takes one
 SCRATCH_LEAST = 1 << 19  # but no fewer than these
+FEW = 32  # a value a position in float64 is little beside a row of so many logits
 LONG_SUM = 1 << 15  # elements; PyTorch splits longer sums among its threads
 SUM_ROW = 1 << 9
 
@@ -73,9 +74,10 @@ def per_labelled(missing: Tensor, dtype: torch.dtype) -> Tensor:
     return (~missing).flatten(1).sum(1).clamp(min=1).to(dtype)
 
 
-def sums_dtype(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
-    """That of losses and sums: on a CPU float64, which costs nothing there for a value a sample."""
-    return torch.float64 if tensor.is_cpu else dtype
+def sums_dtype(tensor: Tensor, dtype: torch.dtype, values: int = 0) -> torch.dtype:
+    """That of losses and sums: on a CPU float64, where so many values are few beside the tensor."""
+    few = values <= max(LONG_SUM, tensor.numel() // FEW)
+    return torch.float64 if few and tensor.is_cpu else dtype
 
 
 def total(values: Tensor) -> Any:

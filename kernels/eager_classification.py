@@ -45,8 +45,8 @@ class Classification:
             mask = None if mask is None else mask[None]
             position_weight = None if position_weight is None else position_weight[None]
         self.spec, self.logits, self.need, self.dtype = spec, logits, need, dtype
-        self.sums = sums_dtype(logits, dtype)
         self.classes, self.shape = class_axis(logits)  # C; (N, d1, ...)
+        self.sums = sums_dtype(logits, dtype, math.prod(self.shape))
         self.mask = mask
         self.position_weight = _if_given(position_weight, self.sums)  # (N, d1, ...)
         self.class_weight = _if_given(tensors.class_weight, dtype)  # (C,)
@@ -55,7 +55,7 @@ class Classification:
         by_class = self.class_weight
         if by_class is not None:
             by_class = by_class.view(1, -1, *[1] * (logits.dim() - 2))  # (1, C, 1, ...)
-        self.softmax = Softmax(spec.label_smoothing, by_class, self.soft)
+        self.softmax = Softmax(spec.label_smoothing, by_class, self.soft, self.sums)
         self.normalizer = number(
             spec.classification_normalizer,
             tensors.classification_normalizer,

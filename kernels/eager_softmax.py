@@ -11,7 +11,8 @@ the cache, so the passes over it are what there is to save. `torch.softmax` cost
 Here m is the largest logit, and log p = z - m + log p_m has the accuracy of `log_softmax` without
 its exp. Both look at the losses of the block once: where one is no ordinary number they take the
 longer way, which knows a p that underflows, NaN in a row without a label, and 0 · log 0 at an
-impossible class. On an accelerator no value is read back: there it is always `_exactly`.
+impossible class. On an accelerator no value is read back: there it is always `_exactly`. So it is
+where no gradient is wanted: then `log_softmax` is all that there is to do.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from fused_loss.spec import in_dtype
 
 SMALLEST = -80.0  # of log p: exp(-80) is 2e-35, still a normal number of float32
 SMALLEST_P = math.exp(SMALLEST)
+LONG_ROW, PIECE = 1024, 128  # classes
 
 
 class Block(NamedTuple):
@@ -43,42 +45,70 @@ class Block(NamedTuple):
 class Softmax:
     """The arithmetic of a call, block by block; q' = class_weight · ((1-ε)·target + ε/K)."""
 
-    def __init__(self, smoothing: float, class_weight: Tensor | None, soft: bool) -> None:
+    def __init__(
+        self, smoothing: float, class_weight: Tensor | None, soft: bool, sums: torch.dtype
+    ) -> None:
+        self.sums = sums  # the dtype of losses, a value a position
         self.smoothing = smoothing  # ε
         self.class_weight = class_weight  # (1, C, 1, ...)
         self.soft = soft  # whether targets are probabilities
 
     def losses(self, block: Block) -> Tensor:
-        """Unreduced losses (n, d1, ...), on a CPU float64; with a scale, the gradient in `out`."""
-        if block.logits.device.type != "cpu":
+        """Unreduced losses (n, d1, ...); with a scale, `out` holds the gradient afterwards."""
+        if not block.logits.is_cpu or (block.scale is None and block.mask is None):
             return self._exactly(block)
         if not (self.soft or self.smoothing):
-            return _by_probability(block)
+            return self._by_probability(block)
         losses = self._by_softmax(block)
         return self._exactly(block) if losses is None else losses
 
-    def _by_softmax(self, block: Block) -> Tensor | None:
+    def _by_probability(self, block: Block) -> Tensor:
+        """The losses of class indices without smoothing, from p."""
+        index = block.targets.unsqueeze(1)
+        p = torch.softmax(_logits(block), 1, out=block.out)
+        p_t = in_dtype(p.gather(1, index), self.sums)
+        log_p_t = p_t.log().squeeze(1)
+        ordinary = _ordinary(log_p_t, SMALLEST, block)
+        if not ordinary:
+            p = torch.softmax(_logits(block, exactly=True), 1, out=block.out)
+            p_t = in_dtype(p.gather(1, index), self.sums)
+            by_logits = _log_by_logits(p, index, block)
+            log_p_t = torch.where(p_t > SMALLEST_P, p_t.log(), by_logits.to(p_t)).squeeze(1)
+        if block.scale is not None:
+            factor = _by_class(block.scale)
+            if block.weight is not None:
+                factor = factor * block.weight.unsqueeze(1)
+            at_t = p_t.sub_(1.0).mul_(factor)  # in float64 rounded once; p·f - f would be twice
+            _multiply(p, factor).scatter_(1, index, in_dtype(at_t, p.dtype))
+            if not ordinary:
+                _clear(p, block)
+        if block.weight is not None:
+            log_p_t = _times_log(block.weight, log_p_t, block.mask)
+        return log_p_t.neg_()
+
+    def _by_softmax(self, block: Block, exactly: bool = False) -> Tensor | None:
         """From p and the logits less their maximum m; None where a loss is not finite."""
-        z = _logits(block)
+        z = _logits(block, exactly)
         centred = z - z.amax(1, keepdim=True)  # log p = z - m + log p_m
         sum_of = torch.sum if block.mask is None else torch.nansum  # without 0 · log 0
         a: Any = 0.0
         if self.soft:
             q: Any = self._probabilities(block)
-            losses = sum_of(centred.mul_(q), 1).double()
+            losses = in_dtype(sum_of(centred.mul_(q), 1), self.sums)
         else:
             a, index = self._of_label(block), block.targets.unsqueeze(1)
             q = self._spread(block)
-            losses = centred.gather(1, index).double().mul_(a).squeeze(1)
+            losses = in_dtype(centred.gather(1, index), self.sums).mul_(a).squeeze(1)
             losses += sum_of(centred.mul_(q), 1)
         p = torch.softmax(z, 1, out=block.out)
         mass = a + _mass(q, p)
-        losses += p.amax(1, keepdim=True).double().log_().mul_(mass).squeeze(1)
+        losses += in_dtype(p.amax(1, keepdim=True), self.sums).log_().mul_(mass).squeeze(1)
         ordinary = _ordinary(losses, -torch.inf, block)
         if not ordinary:
             ignored = block.ignored
             if ignored is None or not _ordinary(losses.masked_fill(ignored, 0), -torch.inf, block):
-                return None
+                again = block.mask is not None and not exactly
+                return self._by_softmax(block, exactly=True) if again else None
         if block.scale is not None:
             scale = _by_class(block.scale)
             _multiply(p, mass * scale)
@@ -140,31 +170,6 @@ class Softmax:
             return self.smoothing / block.logits.shape[1]
         possible = _as_numbers(block.mask, block.out)
         return possible * (self.smoothing / possible.sum(1, keepdim=True).clamp(min=1))
-
-
-def _by_probability(block: Block) -> Tensor:
-    """The losses of class indices without smoothing, from p."""
-    index = block.targets.unsqueeze(1)
-    p = torch.softmax(_logits(block), 1, out=block.out)
-    p_t = p.gather(1, index).double()
-    log_p_t = p_t.log().squeeze(1)
-    ordinary = _ordinary(log_p_t, SMALLEST, block)
-    if not ordinary:
-        p = torch.softmax(_logits(block, exactly=True), 1, out=block.out)
-        p_t = p.gather(1, index).double()
-        by_logits = _log_by_logits(p, index, block)
-        log_p_t = torch.where(p_t > SMALLEST_P, p_t.log(), by_logits).squeeze(1)
-    if block.scale is not None:
-        factor = _by_class(block.scale)
-        if block.weight is not None:
-            factor = factor * block.weight.unsqueeze(1)
-        at_t = p_t.sub_(1.0).mul_(factor)  # rounded once: p·f - f in float32 would be twice
-        _multiply(p, factor).scatter_(1, index, in_dtype(at_t, p.dtype))
-        if not ordinary:
-            _clear(p, block)
-    if block.weight is not None:
-        log_p_t = _times_log(block.weight, log_p_t, block.mask)
-    return log_p_t.neg_()
 
 
 def _log_by_logits(p: Tensor, index: Tensor, block: Block) -> Tensor:
@@ -237,9 +242,21 @@ def _by_class(values: Any) -> Any:
     return values.unsqueeze(1) if isinstance(values, Tensor) and values.dim() else values
 
 
-def _mass(q: Any, log_p: Tensor) -> Any:
-    """Σ_c q_c: (n or 1, 1, d1 or 1, ...), or a number of a number."""
-    return q.sum(1, keepdim=True) if isinstance(q, Tensor) else q * log_p.shape[1]
+def _mass(q: Any, p: Tensor) -> Any:
+    """Σ_c q_c: (n or 1, 1, d1 or 1, ...), or a number of a number.
+
+    It multiplies p, so on a CPU it is summed in float64: of a long row the sums of its pieces.
+    """
+    if not isinstance(q, Tensor):
+        return q * p.shape[1]
+    if not q.is_cpu:
+        return q.sum(1, keepdim=True)
+    if q.dim() > 2 or q.shape[1] < LONG_ROW:
+        return q.sum(1, keepdim=True, dtype=torch.float64)
+    whole = q.shape[1] // PIECE * PIECE
+    pieces = q[:, :whole].unflatten(1, (-1, PIECE)).sum(2)
+    pieces = torch.cat((pieces, q[:, whole:].sum(1, keepdim=True)), 1)
+    return pieces.sum(1, keepdim=True, dtype=torch.float64)
 
 
 def _multiply(p: Tensor, factor: Any) -> Tensor:
