@@ -5,6 +5,7 @@ Scalars travel in the spec, which is frozen and hashable; tensors travel as tens
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -16,6 +17,7 @@ REDUCTIONS = ("mean", "sum", "none")
 NAN_TARGETS = ("propagate", "ignore")
 EMPTY = ("nan", "zero")
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+LARGEST = torch.finfo(torch.float32).max
 
 
 class Components(NamedTuple):
@@ -205,6 +207,13 @@ def in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype == torch.float32:
         return tensor.float()
     return tensor.double() if dtype == torch.float64 else tensor.to(dtype)
+
+
+def number_in(value: float, dtype: torch.dtype) -> float:
+    """A number as an operator of this dtype takes it: beyond its range infinite, not an error."""
+    if dtype == torch.float64 or -LARGEST <= value <= LARGEST or math.isnan(value):
+        return value
+    return math.copysign(math.inf, value)
 
 
 def accumulation_dtype(

@@ -39,6 +39,7 @@ from fused_loss.spec import (
     accumulation_dtype,
     illegal_index,
     in_dtype,
+    number_in,
 )
 
 
@@ -92,7 +93,7 @@ def _tensor(loss: Any, dtype: torch.dtype) -> Tensor:
     """A loss in its dtype; one that is a number lies on the CPU."""
     if isinstance(loss, Tensor):
         return in_dtype(loss, dtype)
-    return torch.scalar_tensor(loss, dtype=dtype, device="cpu")
+    return torch.scalar_tensor(number_in(loss, dtype), dtype=dtype, device="cpu")
 
 
 def _classification(

@@ -26,7 +26,7 @@ from fused_loss.kernels.eager_blocks import (
     weight_over,
 )
 from fused_loss.kernels.eager_softmax import Block, Softmax
-from fused_loss.spec import LossSpec, LossTensors, class_axis, in_dtype, index_error
+from fused_loss.spec import LossSpec, LossTensors, class_axis, in_dtype, index_error, number_in
 
 
 class Classification:
@@ -184,7 +184,7 @@ class Classification:
         if self.position_weight is not None:
             scale = scale * self.position_weight
         if self.ignored is None and self.illegal is None:
-            return scale
+            return scale if isinstance(scale, Tensor) else number_in(scale, self.dtype)
         if not isinstance(scale, Tensor):
             scale = torch.full((), scale, dtype=self.sums, device=self.logits.device)
         scale = scale.expand(self.shape)

@@ -23,7 +23,7 @@ from fused_loss.kernels.eager_blocks import (
     value,
     weight_over,
 )
-from fused_loss.spec import LossSpec, LossTensors, in_dtype
+from fused_loss.spec import LossSpec, LossTensors, in_dtype, number_in
 
 
 class Regression:
@@ -128,7 +128,11 @@ class Regression:
     def _scale(self, weight: Any, denominator: Any) -> Any:
         """2 · d loss / d (an element's squared error): a number, 0-d, or (N, 1, ...)."""
         scale = by_row(weight_over(2.0 * weight, denominator, self.normalizer), self.r.dim())
-        return in_dtype(scale, self.dtype) if isinstance(scale, Tensor) else scale
+        return (
+            in_dtype(scale, self.dtype)
+            if isinstance(scale, Tensor)
+            else number_in(scale, self.dtype)
+        )
 
     def _reduced(self, sum_of_all: Any, denominator: Any) -> Any:
         """The sum over all elements as the spec reduces it."""

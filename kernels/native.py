@@ -22,6 +22,7 @@ from fused_loss.spec import (
     accumulation_dtype,
     illegal_index,
     in_dtype,
+    number_in,
 )
 
 # Of either output. On two cores, float32, forward and backward, eager's time over that of this way
@@ -61,7 +62,7 @@ def forward(spec: LossSpec, tensors: LossTensors, needs: Needs) -> Outcome:
         return Outcome(only, None, None, None)
     if tensors.weights is None:
         assert spec.weights is not None
-        w_reg, w_cls = spec.weights
+        w_reg, w_cls = (number_in(weight, ce.dtype) for weight in spec.weights)
         loss = torch.add(ce * _constant(w_cls, ce.dtype), mse, alpha=w_reg)
     else:
         weights = tensors.weights.to(mse.dtype)

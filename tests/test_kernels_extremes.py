@@ -267,3 +267,36 @@ def test_an_index_above_int64_is_not_taken_for_a_negative_one(reduction, backend
         else:
             loss = combined_loss(problem.r, problem.z, problem.y, huge, **problem.keywords)
             assert loss.isnan().all()
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {},
+        {"label_smoothing": 0.25},
+        {"classification_normalizer": 1e-40},
+        {"regression_normalizer": 1e-40},
+        {"loss_weights": (1e39, 1e39)},
+    ],
+    ids=lambda keywords: next(iter(keywords), "plain"),
+)
+@pytest.mark.parametrize("targets", [[1, 1, 0], [[0.0, 1.0], [0.0, 1.0], [1.0, 0.0]]])
+def test_beyond_float32_is_infinite(targets, keywords, backend, device):
+    """A sum, a weight or a share that float32 cannot hold: no operator may refuse it."""
+    z = torch.tensor([[3e38, -3e38], [3e38, -3e38], [0.0, 1.0]], device=device, requires_grad=True)
+    r = torch.ones(3, 2, device=device, requires_grad=True)
+    reduction = "mean" if any("normalizer" in name for name in keywords) else "sum"
+    with fused_loss.backend(backend):
+        loss = combined_loss(
+            r,
+            z,
+            r.detach() + 1,
+            torch.tensor(targets, device=device),
+            reduction=reduction,
+            **keywords,
+        )
+        loss.backward()
+    assert loss.item() == INF
+    assert r.grad.isfinite().all() == (
+        "regression_normalizer" not in keywords and "loss_weights" not in keywords
+    )

@@ -136,3 +136,9 @@ def test_components():
     mse, ce = Components(*outcome.components)
     assert torch.equal(outcome.loss, torch.add(ce * 2.0, mse, alpha=0.25))
     assert native.forward(spec, tensors, Needs(False, False, False)).components is None
+
+
+def test_weights_beyond_float32_are_infinite():
+    """No operator may refuse one."""
+    r, z, y, t = batch()
+    assert combined_loss(r, z, y, t, loss_weights=(1e39, 1e39)).item() == float("inf")
