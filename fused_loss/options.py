@@ -86,8 +86,7 @@ def arrange(
     return spec, tensors.spread()
 
 
-@functools.lru_cache(maxsize=256, typed=True)
-def _known_spec(*scalars: Any) -> LossSpec:
+def _built(*scalars: Any) -> LossSpec:
     reduction, ignore_index, label_smoothing, weights, nan_targets, empty, r, z, inplace = scalars
     return LossSpec(
         reduction,
@@ -102,12 +101,17 @@ def _known_spec(*scalars: Any) -> LossSpec:
     )
 
 
+_known_spec = functools.lru_cache(maxsize=256, typed=True)(_built)
+
+
 def _spec(*scalars: Any) -> LossSpec:
     """The spec of these scalars, built and checked once for all calls that have them."""
+    if torch.compiler.is_compiling():  # which warns of a cache, and goes around it
+        return _built(*scalars)
     try:
         return _known_spec(*scalars)
     except TypeError:  # something that cannot be hashed: its own error
-        return _known_spec.__wrapped__(*scalars)
+        return _built(*scalars)
 
 
 def signed(indices: Tensor) -> Tensor:

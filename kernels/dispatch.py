@@ -117,11 +117,13 @@ def _refusal(tensors: LossTensors, name: str, compiling: bool) -> str | None:
 
 
 def transform() -> str | None:
-    """What differentiates or batches this call from outside, in words; None in plain code."""
+    """What differentiates, batches or records this call from outside; None in plain code."""
     if torch._C._are_functorch_transforms_active():
         return "a torch.func transform"
     if torch.autograd.forward_ad._current_level >= 0:
         return "forward-mode differentiation"
+    if torch._C._is_tracing():  # a value that is read would be a constant of the trace
+        return "torch.jit.trace"
     return None
 
 

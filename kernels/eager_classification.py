@@ -97,8 +97,8 @@ class Classification:
     def _parts(self, gradient: Tensor | None, scale: Any) -> Iterator[Tensor]:
         """Unreduced losses (n, d1, ...), block by block, and the gradient of each finished.
 
-        log p is written straight into a dense gradient in the dtype of the sums, and otherwise into
-        a scratch buffer. Where the gradient lies in the logits' own memory, it is they that move.
+        p is written straight into a dense gradient in the dtype of the loss, and otherwise into a
+        scratch buffer. Where the gradient lies in the logits' own memory, it is they that move.
         """
         direct = gradient is not None and gradient.dtype == self.dtype and gradient.is_contiguous()
         moved = direct and self.spec.inplace_gradient

@@ -35,7 +35,7 @@ class Block(NamedTuple):
 
     logits: Tensor  # (n, C, d1, ...)
     targets: Tensor  # indices (n, d1, ...), legal ones; or probabilities (n, C, d1, ...)
-    out: Tensor  # (n, C, d1, ...) in the dtype of the sums: log p, then p, then the gradient
+    out: Tensor  # (n, C, d1, ...), float32 or float64: p (or log p), then the gradient
     mask: Tensor | None  # (n, C, d1, ...): False where a class is impossible
     weight: Tensor | None  # class_weight[t], (n, d1, ...)
     ignored: Tensor | None  # (n, d1, ...): True where there is no label
@@ -121,7 +121,7 @@ class Softmax:
 
     def _exactly(self, block: Block) -> Tensor:
         """The same by the letter, for every value that there is."""
-        log_p, mask = _log_softmax(block, exactly=True), block.mask
+        log_p, mask = _log_softmax(block), block.mask
         if mask is not None:
             log_p.masked_fill_(~mask.any(1, keepdim=True), -torch.inf)
         if self.soft:
@@ -204,9 +204,9 @@ def _as_numbers(mask: Tensor, out: Tensor) -> Tensor:
     return mask.view(torch.uint8).to(out.dtype)
 
 
-def _log_softmax(block: Block, exactly: bool = False) -> Tensor:
+def _log_softmax(block: Block) -> Tensor:
     """log p in `out`; NaN where no class is possible."""
-    return torch.log_softmax(_logits(block, exactly), 1, out=block.out)
+    return torch.log_softmax(_logits(block, exactly=True), 1, out=block.out)
 
 
 def _ordinary(log_p: Tensor, bound: float, block: Block) -> bool:

@@ -12,7 +12,7 @@ from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 
 import fused_loss
-from fused_loss import CombinedLoss, combined_loss, cross_entropy, mse_loss
+from fused_loss import CombinedLoss, combined_loss, cross_entropy, kernels, mse_loss
 
 on_composable = pytest.mark.parametrize("backend", ["auto", "reference"])
 on_closed_form = pytest.mark.parametrize("backend", ["eager", "triton"])
@@ -201,6 +201,29 @@ def test_inductor_s_code_is_the_same_loss(label: str):
     if not inputs[3].is_floating_point():
         inputs[3][1] = 3
         assert loss(*inputs).isnan().any()
+
+
+def test_a_compiled_loss_brings_no_warning(recwarn):
+    """Dynamo warns of each `lru_cache` that it passes."""
+    compiled = torch.compile(lambda r, z, y, t: combined_loss(r, z, y, t), backend="eager")
+    compiled(R, Z, Y, T)
+    assert not [str(w.message) for w in recwarn if "lru_cache" in str(w.message)]
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning"
+)
+@pytest.mark.parametrize("classes", [3, kernels.native.MOST_ELEMENTS])
+@pytest.mark.parametrize("name", ["combined_loss", "mse_loss"])
+def test_a_traced_loss_is_no_constant(name: str, classes: int):
+    """What the closed form reads back would be one."""
+    loss = {
+        "combined_loss": lambda z: combined_loss(z[:, 0], z, Y[:2], T[:2] * 0),
+        "mse_loss": lambda z: mse_loss(z, z.sin()),
+    }[name]
+    traced = torch.jit.trace(loss, torch.rand(2, classes).double(), check_trace=False)
+    other = torch.rand(2, classes).double()
+    torch.testing.assert_close(traced(other), loss(other))
 
 
 def test_eager_refuses_a_compiled_graph():
