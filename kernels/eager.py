@@ -14,7 +14,8 @@ written into it (or, for half types, into a float32 block) and turned into the g
 Parallel is what PyTorch's operators are. On a CPU results of logits (N, C) have the same bits for
 any number of threads. Those of (N, C, d1, ...) may differ in the last: along a dimension that is
 not the last `torch.softmax` gives each thread a share of the positions and takes another exp for
-the odd ones at its end.
+the odd ones at its end. So may the loss, not the gradient, of a block that is one row of more than
+32768 soft targets, or of as many squared errors under "none": that sum PyTorch splits.
 
 The page faults of a large new buffer may cost more than the arithmetic. They are gone with
 `inplace_gradient`, and fewer with `THP_MEM_ALLOC_ENABLE=1`, PyTorch's own switch for huge pages.
@@ -70,7 +71,9 @@ def scale(
 def _run(spec: LossSpec, tensors: LossTensors, needs: Needs, upstream: Tensor | None) -> Outcome:
     r, z = tensors.regression_output, tensors.classification_output
     dtype = accumulation_dtype(r, z)
-    sums = sums_dtype(z if r is None else r, dtype)
+    output = z if r is None else r
+    assert output is not None
+    sums = sums_dtype(output, dtype)
     w_reg, w_cls = _weights(spec, tensors.weights, sums)
     if upstream is not None:  # for the gradients alone
         factor = upstream.to(sums) if upstream.dim() else value(upstream.to(sums))
