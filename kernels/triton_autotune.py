@@ -77,13 +77,16 @@ def candidates(launch: Launch) -> list[Tile]:
 
 
 def _legal(tile: Tile, table: Tile, c: dict[str, Any]) -> bool:
-    """No more for a thread to hold than HELD registers, or than the table gives it."""
+    """No more for a thread to hold than HELD registers, or than the table gives it.
+
+    A row of several blocks is long enough: a second one beside it has been seen to spill.
+    """
     values = 1 + (c["SOFT"] or c["HAS_WEIGHT"] or c["SMOOTH"]) + c["HAS_MASK"]
     size = c["ACC"].primitive_bitwidth // 32
     room = triton.next_power_of_2(values) * size**3  # as the table counts
     most = max(HELD, _held(table) * room)
     return (
-        1 <= tile.rows <= MOST_ROWS
+        1 <= tile.rows <= (MOST_ROWS if table.one_block else table.rows)
         and WARPS[0] <= tile.warps <= WARPS[1]
         and _held(tile) * room <= most
     )

@@ -201,7 +201,7 @@ def trials() -> list[Any]:
         Call(layout="transposed", classes=3),
     ]
     return [
-        Call(z_dtype="bf16", classes=262144, grads="z"),
+        Call(z_dtype="bf16", classes=262144, grads="z", samples="many"),
         *[pytest.param(call, marks=pytest.mark.slow) for call in others],
     ]
 
