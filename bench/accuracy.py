@@ -10,7 +10,6 @@ of that output. This package's may be the larger of the yardstick's and one unit
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ from fused_loss.bench.accuracy_options import OPTIONS, Option, Problem
 from fused_loss.bench.accuracy_table import markdown, within
 from fused_loss.bench.composed import composed
 from fused_loss.bench.environment import environment
+from fused_loss.bench.written import write, write_json
 
 ABOUT = "the error of every option, backend and dtype against float64, beside PyTorch's own"
 BACKENDS = ("reference", "eager", "triton")
@@ -74,16 +74,13 @@ def run(args: argparse.Namespace) -> int:
         "environment": environment(device),
         "absent": absent(device),
         "interpreted": interpreted(device),
-        "rows": measured,
     }
-    text = markdown(results)
+    text = markdown(results | {"rows": measured})
     print(text)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-        lines = ",\n".join(f"  {json.dumps(row)}" for row in measured)
-        head = json.dumps(results | {"rows": None}, indent=1).removesuffix(',\n "rows": null\n}')
-        _write(args.out / FILE, f'{head},\n "rows": [\n{lines}\n ]\n}}\n')
-        _write(args.out / REPORT, text)
+        write_json(args.out / FILE, results, "rows", measured)
+        write(args.out / REPORT, text)
     return int(not all(within(row) for row in measured))
 
 
@@ -213,9 +210,3 @@ def _raise(most: Ulps, found: Ulps) -> None:
     """Keep the larger of each."""
     for name, value in found.items():
         most[name] = max(value, most.get(name, 0.0))
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_suffix(path.suffix + ".part")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)

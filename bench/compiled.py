@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
-import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,6 +22,7 @@ import torch
 from fused_loss.bench.compiled_families import Family, families
 from fused_loss.bench.compiled_table import markdown
 from fused_loss.bench.environment import environment
+from fused_loss.bench.written import write, write_json
 
 if TYPE_CHECKING:
     from fused_loss.bench.ahead import Code
@@ -76,16 +75,13 @@ def run(args: argparse.Namespace) -> int:
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "environment": environment(torch.device("cpu")),
         "target": "sm_90",
-        "rows": found,
     }
-    text = markdown(results)
+    text = markdown(results | {"rows": found})
     print(text)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-        lines = ",\n".join(f"  {json.dumps(row)}" for row in found)
-        head = json.dumps(results | {"rows": None}, indent=1).removesuffix(',\n "rows": null\n}')
-        _write(args.out / FILE, f'{head},\n "rows": [\n{lines}\n ]\n}}\n')
-        _write(args.out / REPORT, text)
+        write_json(args.out / FILE, results, "rows", found)
+        write(args.out / REPORT, text)
     return int(any(row["spilled"] for row in found))
 
 
@@ -165,9 +161,3 @@ def _bits(code: Code, pointer: str, kind: str) -> dict[str, int]:
     """How many accesses the code has of each width, widest first."""
     found = {a.bits: a.number for a in code.accesses if (a.pointer, a.kind) == (pointer, kind)}
     return {str(bits): found[bits] for bits in sorted(found, reverse=True)}
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_suffix(path.suffix + ".part")
-    unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import shlex
 import sys
 import time
@@ -26,6 +24,7 @@ from fused_loss.bench.programs import Provider, select
 from fused_loss.bench.run import Record, chosen, run_case
 from fused_loss.bench.stored import FILE, SCHEMA
 from fused_loss.bench.suites import SUITES, custom, suite
+from fused_loss.bench.written import write_json
 
 ACTIONS = {"compare": compare, "render": render, "accuracy": accuracy, "compiled": compiled}
 
@@ -215,11 +214,8 @@ class Results:
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        head = json.dumps(self.head, indent=1).removesuffix("\n}")
-        records = ",\n".join(json.dumps(record.as_json()) for record in self.records)
-        unfinished = self.folder / f"{FILE}.part"
-        unfinished.write_text(f'{head},\n "records": [\n{records}\n]}}\n', encoding="utf-8")
-        os.replace(unfinished, self.folder / FILE)
+        records = [record.as_json() for record in self.records]
+        write_json(self.folder / FILE, self.head, "records", records)
 
 
 def command(args: argparse.Namespace) -> str:

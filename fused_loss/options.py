@@ -62,6 +62,7 @@ def arrange(
         options.get("ignore_index", -100),
         options.get("label_smoothing", 0.0),
         pair,
+        False,
         options.get("nan_targets", "propagate"),
         options.get("empty", "nan"),
         numbers[0],
@@ -86,32 +87,17 @@ def arrange(
     return spec, tensors.spread()
 
 
-def _built(*scalars: Any) -> LossSpec:
-    reduction, ignore_index, label_smoothing, weights, nan_targets, empty, r, z, inplace = scalars
-    return LossSpec(
-        reduction,
-        ignore_index,
-        label_smoothing,
-        weights,
-        nan_targets=nan_targets,
-        empty=empty,
-        regression_normalizer=r,
-        classification_normalizer=z,
-        inplace_gradient=inplace,
-    )
-
-
-_known_spec = functools.lru_cache(maxsize=256, typed=True)(_built)
+_known_spec = functools.lru_cache(maxsize=256, typed=True)(LossSpec)
 
 
 def _spec(*scalars: Any) -> LossSpec:
-    """The spec of these scalars, built and checked once for all calls that have them."""
-    if torch.compiler.is_compiling():  # which warns of a cache, and goes around it
-        return _built(*scalars)
+    """The spec of these fields, built and checked once for all calls that have them."""
     try:
-        return _known_spec(*scalars)
-    except TypeError:  # something that cannot be hashed: its own error
-        return _built(*scalars)
+        hash(scalars)
+    except TypeError:  # what is no scalar; the spec says which
+        return LossSpec(*scalars)
+    # The compiler warns of a cache, and goes around it.
+    return (LossSpec if torch.compiler.is_compiling() else _known_spec)(*scalars)
 
 
 def signed(indices: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_loss.spec import in_dtype
+from fused_loss.spec import in_dtype, number_in
 
 BLOCK_ELEMENTS = 1 << 20  # 4 MiB of float32: fewer blocks are fewer operators, and L3 is near
 SCRATCH_SHARE = 20  # of the elements of a tensor, a block that needs a buffer of its own takes one
@@ -57,6 +57,11 @@ def by_row(values: Any, dims: int) -> Any:
 def value(tensor: Tensor) -> Any:
     """A 0-d tensor as a number, where reading it costs nothing: on a CPU."""
     return tensor.item() if tensor.is_cpu else tensor
+
+
+def operand(values: Any, dtype: torch.dtype) -> Any:
+    """A tensor or a number as an operator of this dtype takes it."""
+    return in_dtype(values, dtype) if isinstance(values, Tensor) else number_in(values, dtype)
 
 
 def number(

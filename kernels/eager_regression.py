@@ -16,6 +16,7 @@ from fused_loss.kernels.eager_blocks import (
     by_row,
     mean_of,
     number,
+    operand,
     per_labelled,
     rows_a_block,
     sums_dtype,
@@ -23,7 +24,7 @@ from fused_loss.kernels.eager_blocks import (
     value,
     weight_over,
 )
-from fused_loss.spec import LossSpec, LossTensors, in_dtype, number_in
+from fused_loss.spec import LossSpec, LossTensors, in_dtype
 
 
 class Regression:
@@ -128,11 +129,7 @@ class Regression:
     def _scale(self, weight: Any, denominator: Any) -> Any:
         """2 · d loss / d (an element's squared error): a number, 0-d, or (N, 1, ...)."""
         scale = by_row(weight_over(2.0 * weight, denominator, self.normalizer), self.r.dim())
-        return (
-            in_dtype(scale, self.dtype)
-            if isinstance(scale, Tensor)
-            else number_in(scale, self.dtype)
-        )
+        return operand(scale, self.dtype)
 
     def _reduced(self, sum_of_all: Any, denominator: Any) -> Any:
         """The sum over all elements as the spec reduces it."""

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fused_loss.kernels.eager_blocks import operand
 from fused_loss.spec import in_dtype
 
 SMALLEST = -80.0  # of log p: exp(-80) is 2e-35, still a normal number of float32
@@ -261,28 +262,24 @@ def _mass(q: Any, p: Tensor) -> Any:
 
 def _multiply(p: Tensor, factor: Any) -> Tensor:
     """p *= factor: a number, 0-d or (n, 1, d1, ...)."""
-    return p.mul_(_like(factor, p))
+    return p.mul_(operand(factor, p.dtype))
 
 
 def _subtract(p: Tensor, scale: Any, q: Any) -> None:
     """p -= scale · q, without a temporary of its size."""
     if not isinstance(q, Tensor):
-        p.sub_(_like(scale * q, p))
+        p.sub_(operand(scale * q, p.dtype))
     elif isinstance(scale, Tensor):
-        p.addcmul_(_like(scale, p), q, value=-1)
+        p.addcmul_(operand(scale, p.dtype), q, value=-1)
     else:
         p.sub_(q, alpha=scale)
 
 
 def _add_at(p: Tensor, index: Tensor, values: Any) -> None:
     """p[n, index[n], ...] += values: a number, 0-d or (n, 1, d1, ...)."""
-    values = _like(values, p) if isinstance(values, Tensor) else p.new_full((), values)
+    values = operand(values, p.dtype)
+    values = values if isinstance(values, Tensor) else p.new_full((), values)
     p.scatter_add_(1, index, values.expand(index.shape))
-
-
-def _like(values: Any, p: Tensor) -> Any:
-    """A tensor in the dtype of p; a number as it is."""
-    return in_dtype(values, p.dtype) if isinstance(values, Tensor) else values
 
 
 def _times_log(q: Any, log_p: Tensor, mask: Tensor | None) -> Tensor:

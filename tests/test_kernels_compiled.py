@@ -19,6 +19,7 @@ from _variants import known, names, option_pairs
 
 from fused_loss.bench.ahead import GFX942, SM_90, Code, Compiler, variant
 from fused_loss.bench.calls import DTYPES, Call, launches_go_to
+from fused_loss.bench.compiled_families import FULLEST
 from fused_loss.kernels import triton_launch, triton_table
 from fused_loss.kernels.triton_grid import Launch
 from fused_loss.kernels.triton_scale import scale_kernel
@@ -36,16 +37,7 @@ SMALL = {
     "classes": (3, 1000, 32000),
     "samples": ("few", "many"),
 }
-FULL = Call(
-    targets="soft",
-    class_weight="like",
-    smoothing=0.1,
-    weights="alpha",
-    class_mask="rows",
-    position_weight=True,
-    element_weight="full",
-    missing=True,
-)
+FULL = FULLEST._replace(samples="few")
 FEW_AND_COUNTED = Call(classes=32000, r_layout="wide", element_weight="full")  # three launches
 PARTS = 16
 TILED = ("reduce_kernel", "per_sample_kernel", "slices_kernel")
