@@ -13,7 +13,7 @@ from torch import Tensor
 from fused_loss import kernels
 from fused_loss.autograd import Call, FusedLoss, head_losses
 from fused_loss.options import DEFAULT_ALPHA, Options, arrange
-from fused_loss.spec import Components, LossSpec, LossTensors, Needs
+from fused_loss.spec import NO_LABEL, Components, LossSpec, LossTensors, Needs
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -137,6 +137,32 @@ def combined_loss(
             position's loss and gradient are NaN (`FUSED_LOSS_DEBUG=1` raises there too).
         NotImplementedError: The backend was asked for by name and does not take this case.
     """
+    if (
+        loss_weights is None
+        and class_mask is None
+        and regression_weight is None
+        and classification_weight is None
+        and regression_normalizer is None
+        and classification_normalizer is None
+        and type(ignore_index) is int
+        and ignore_index == NO_LABEL
+        and nan_targets == "propagate"
+        and empty == "nan"
+        and reduction == "mean"
+        and not return_components
+        and inplace_gradient is False
+    ):
+        loss = kernels.plain(
+            regression_output,
+            classification_output,
+            regression_targets,
+            classification_targets,
+            alpha,
+            class_weight,
+            label_smoothing,
+        )
+        if loss is not None:
+            return loss
     spec, tensors = arrange(
         regression_output,
         classification_output,

@@ -17,6 +17,7 @@ REDUCTIONS = ("mean", "sum", "none")
 NAN_TARGETS = ("propagate", "ignore")
 EMPTY = ("nan", "zero")
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+NO_LABEL = -100  # what `ignore_index` is unless the caller says so, as in PyTorch
 LARGEST = torch.finfo(torch.float32).max
 
 

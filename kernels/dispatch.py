@@ -69,6 +69,21 @@ def asked() -> str:
     return _choice.name
 
 
+def plain(
+    r: Tensor,
+    z: Tensor,
+    y: Tensor,
+    t: Tensor,
+    alpha: float | Tensor,
+    class_weight: Tensor | None,
+    label_smoothing: float,
+) -> Tensor | None:
+    """The loss of a small call without further options, if it is for `auto` to take; or None."""
+    if asked() != "auto" or torch.compiler.is_compiling() or torch._C._is_tracing():
+        return None
+    return native.plain(r, z, y, t, alpha, class_weight, label_smoothing)
+
+
 def resolve(spec: LossSpec, tensors: LossTensors) -> str:
     """The backend that takes this call: one of `BACKENDS`, or "native", which "auto" alone picks.
 

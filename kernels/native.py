@@ -3,6 +3,10 @@
 What a small loss costs is the operators that are dispatched and the Python around them, not bytes.
 An autograd Function of ours, forward and backward, is more of both than the nodes that PyTorch
 makes in C++. `auto` comes here; the closed form of `backend("eager")` is for all that is larger.
+
+A call with its options left at their defaults goes through `plain`, ahead of every check: what is
+checked in Python costs as much as an operator. What PyTorch itself refuses, `plain` leaves to the
+general way, which says what is wrong.
 """
 
 from __future__ import annotations
@@ -13,8 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from fused_loss.spec import (
+    NO_LABEL,
     LossSpec,
     LossTensors,
     Needs,
@@ -30,10 +36,54 @@ from fused_loss.spec import (
 # probabilities, 1024x1000 0.79 and 1.61.
 MOST_ELEMENTS = 1 << 18
 REDUCTIONS = {"mean": 1, "sum": 2}  # as PyTorch's operators number them
+MEAN = REDUCTIONS["mean"]
+_PLAIN = (Tensor, Parameter)
 
 # Without the wrappers of torch.nn.functional, which cost as much as the operators.
 mse_loss: Any = torch._C._nn.mse_loss
 cross_entropy_loss: Any = torch._C._nn.cross_entropy_loss
+
+
+def plain(
+    r: Any, z: Any, y: Any, t: Any, alpha: float, class_weight: Any, smoothing: float
+) -> Tensor | None:
+    """`combined_loss` of few float32 elements on a CPU, with no other option; None if it is not so.
+
+    Also None where an operator refuses the arguments, and where nothing may have a label.
+    """
+    if not (
+        type(z) in _PLAIN
+        and z.is_cpu
+        and z.dim() > 1
+        and 0 < z.numel() <= MOST_ELEMENTS
+        and type(r) in _PLAIN
+        and r.is_cpu
+        and 0 < r.numel() <= MOST_ELEMENTS
+        and type(y) is Tensor
+        and y.is_cpu
+        and type(t) is Tensor
+        and r.dtype is z.dtype is y.dtype is torch.float32
+        and (t.dtype is torch.int64 or t.dtype is torch.float32)
+        and r.shape == y.shape
+        and (class_weight is None or _constant_weight(class_weight))
+        and isinstance(alpha, float)
+    ):
+        return None
+    try:
+        ce = cross_entropy_loss(z, t, class_weight, MEAN, NO_LABEL, smoothing)
+        loss = _weighted(mse_loss(r, y, MEAN), ce, alpha, 1.0 - alpha)
+        unlabelled = t.dtype is torch.int64 and t.min().item() < 0
+        if unlabelled and not math.isfinite(z.sum().item()):
+            return None
+        if (unlabelled or class_weight is not None) and not math.isfinite(ce.item()):
+            return None
+    except (RuntimeError, IndexError, TypeError, ValueError):
+        return None
+    return loss
+
+
+def _constant_weight(weight: Any) -> bool:
+    return type(weight) is Tensor and not weight.requires_grad
 
 
 def takes(spec: LossSpec, tensors: LossTensors) -> bool:
@@ -62,13 +112,17 @@ def forward(spec: LossSpec, tensors: LossTensors, needs: Needs) -> Outcome:
         return Outcome(only, None, None, None)
     if tensors.weights is None:
         assert spec.weights is not None
-        w_reg, w_cls = (number_in(weight, ce.dtype) for weight in spec.weights)
-        loss = torch.add(ce * _constant(w_cls, ce.dtype), mse, alpha=w_reg)
+        loss = _weighted(mse, ce, *(number_in(weight, ce.dtype) for weight in spec.weights))
     else:
         weights = tensors.weights.to(mse.dtype)
         pair = weights.unbind() if weights.dim() else (weights, 1 - weights)
         loss = pair[0] * mse + pair[1] * ce
     return Outcome(loss, torch.stack((mse, ce)) if needs.components else None, None, None)
+
+
+def _weighted(mse: Tensor, ce: Tensor, w_reg: float, w_cls: float) -> Tensor:
+    """w_reg · mse + w_cls · ce in two nodes."""
+    return torch.add(ce * _constant(w_cls, ce.dtype), mse, alpha=w_reg)
 
 
 def heads(spec: LossSpec, tensors: LossTensors) -> tuple[Tensor, Tensor]:
