@@ -29,8 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_loss.kernels.eager_blocks import sums_dtype, value
 from fused_loss.kernels.eager_classification import Classification
+from fused_loss.kernels.eager_numbers import sums_dtype, value
 from fused_loss.kernels.eager_regression import Regression
 from fused_loss.spec import (
     LossSpec,

@@ -1,32 +1,54 @@
 """The classification head of the eager backend: cross-entropy over logits (N, C, d1, ...).
 
-What each position counts, and what the sum is divided by, is settled here; the losses and the
-gradient are computed block by block, in `eager_softmax`.
+What each position counts, and what the sum is divided by, is settled here, a tile at a time, so
+that nothing of the size of all positions is kept. `eager_softmax` computes a tile's losses and its
+gradient.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fused_loss.kernels.eager_blocks import (
-    blocks,
+from fused_loss.kernels.eager_numbers import (
     by_row,
+    class_sums,
     mean_of,
     number,
-    per_labelled,
-    rows_a_block,
+    sum_of_parts,
     sums_dtype,
     total,
     value,
     weight_over,
 )
 from fused_loss.kernels.eager_softmax import Block, Softmax
+from fused_loss.kernels.eager_tiles import (
+    Tile,
+    View,
+    adjacent,
+    blocks,
+    cut,
+    move,
+    short_rows,
+    tile_elements,
+    tiles,
+    view_of,
+)
 from fused_loss.spec import LossSpec, LossTensors, class_axis, in_dtype, index_error, number_in
+
+
+class Positions(NamedTuple):
+    """What is known of the positions (n, d1, ...) of a tile."""
+
+    targets: Tensor  # indices, legal ones; or probabilities (n, C, d1, ...)
+    ignored: Tensor | None  # True where there is no label
+    illegal: Tensor | None  # True where the index lies outside [0, C)
+    class_weight: Tensor | None  # class_weight[t]
+    weight: Tensor | None  # the position's own
 
 
 class Classification:
@@ -35,36 +57,25 @@ class Classification:
     def __init__(
         self, spec: LossSpec, tensors: LossTensors, need: bool, dtype: torch.dtype
     ) -> None:
-        logits, targets = tensors.classification_output, tensors.classification_targets
+        logits = tensors.classification_output
         assert logits is not None
-        assert targets is not None
-        mask, position_weight = tensors.class_mask, tensors.classification_weight
-        self.one_sample = logits.dim() == 1
-        if self.one_sample:  # (C,) -> (1, C)
-            logits, targets = logits[None], targets[None]
-            mask = None if mask is None else mask[None]
-            position_weight = None if position_weight is None else position_weight[None]
-        self.spec, self.logits, self.need, self.dtype = spec, logits, need, dtype
-        self.classes, self.shape = class_axis(logits)  # C; (N, d1, ...)
+        self.spec, self.dtype, self.dims = spec, dtype, logits.dim()
+        self.gradient = _buffer(logits, spec.inplace_gradient) if need else None
+        self.turned = short_rows(logits, dtype)
+        self.view = view_of(tensors, self.gradient, self.turned)
+        self.classes, self.shape = class_axis(self.view.logits)  # C; (N, d1, ...)
+        self.soft = self.view.probabilities
         self.sums = sums_dtype(logits, dtype, math.prod(self.shape))
-        self.mask = mask
-        self.position_weight = _if_given(position_weight, self.sums)  # (N, d1, ...)
-        self.class_weight = _if_given(tensors.class_weight, dtype)  # (C,)
-        self.soft = targets.is_floating_point()
-        self.targets = targets if self.soft else in_dtype(targets, torch.int64)
-        by_class = self.class_weight
-        if by_class is not None:
-            by_class = by_class.view(1, -1, *[1] * (logits.dim() - 2))  # (1, C, 1, ...)
-        self.softmax = Softmax(spec.label_smoothing, by_class, self.soft, self.sums)
+        weight = tensors.class_weight
+        self.class_weight = None if weight is None else in_dtype(weight, dtype)  # (C,)
         self.normalizer = number(
             spec.classification_normalizer,
             tensors.classification_normalizer,
             self.sums,
             logits.device,
         )
-        self.ignored: Tensor | None = None  # positions without a label; None: there are none
-        self.illegal: Tensor | None = None  # positions with an index outside [0, C)
-        self.target_weight: Tensor | None = None  # class_weight[t], (N, d1, ...)
+        self.some_ignored = not self.soft and self._may_be_ignored()
+        self.last: tuple[Tile, Positions] | None = None  # looked at
 
     def run(self, weight: Any) -> tuple[Any, Tensor | None]:
         """The reduced loss, a number on a CPU; weight · its gradient, where that is needed.
@@ -72,127 +83,190 @@ class Classification:
         Raises:
             IndexError, RuntimeError: On a CPU, a class index lies outside [0, C).
         """
-        loss, gradient = self._in_blocks(weight)
-        if self.one_sample:
-            loss = loss[0] if self.spec.per_sample else loss
-            gradient = None if gradient is None else gradient[0]
-        return loss, gradient
-
-    def _in_blocks(self, weight: Any) -> tuple[Any, Tensor | None]:
-        if not self.soft:
-            self._read_indices()
-        gradient = self._buffer() if self.need else None
-        denominator = self._denominator()
-        scale = self._scale(weight, denominator) if self.need else None
-        parts = list(self._parts(gradient, scale))
-        losses = parts[0] if len(parts) == 1 else torch.cat(parts)
-        if self.position_weight is not None:
-            losses = losses * self.position_weight
-        if self.illegal is not None:
-            losses = losses.masked_fill(self.illegal, torch.nan)
-        if self.ignored is not None:
-            losses = losses.masked_fill(self.ignored, 0.0)
-        return self._reduced(losses, denominator), gradient
-
-    def _parts(self, gradient: Tensor | None, scale: Any) -> Iterator[Tensor]:
-        """Unreduced losses (n, d1, ...), block by block, and the gradient of each finished.
-
-        p is written straight into a dense gradient in the dtype of the loss, and otherwise into a
-        scratch buffer. Where the gradient lies in the logits' own memory, it is they that move.
-        """
-        direct = gradient is not None and gradient.dtype == self.dtype and gradient.is_contiguous()
-        moved = direct and self.spec.inplace_gradient
-        rows, scratch = rows_a_block(self.logits, small=moved or not direct), None
-        if moved or not direct:
-            scratch = self.logits.new_empty((rows, *self.logits.shape[1:]), dtype=self.dtype)
-        views = self.targets, gradient, self.mask, self.target_weight, self.ignored, scale
-        for logits, targets, home, *rest in blocks(self.logits, *views, rows=rows):
-            buffer = home if scratch is None else scratch[: len(logits)]
-            if moved:
-                logits = buffer.copy_(logits)
-            yield self.softmax.losses(Block(logits, targets, home if direct else buffer, *rest))
-            if home is not None and not direct:
-                home.copy_(buffer)
-
-    def _buffer(self) -> Tensor:
-        """Where the gradient goes: the only buffer of the logits' size, or the logits' own."""
-        if self.spec.inplace_gradient:
-            return self.logits.detach()
-        return torch.empty_like(self.logits)
-
-    def _reduced(self, losses: Tensor, denominator: Any) -> Any:
-        """Losses (N, d1, ...) as the spec reduces them."""
-        if self.spec.per_position:
-            return losses
-        if self.spec.per_sample:
-            return losses if losses.dim() < 2 else losses.flatten(1).sum(1) / denominator
-        if self.spec.reduction == "sum":
-            return total(losses)
-        if self.normalizer is not None:
-            return total(losses) / denominator
-        return mean_of(total(losses), denominator, self.spec.of_nothing)
-
-    def _read_indices(self) -> None:
-        if self.need and self.spec.inplace_gradient:
+        home = self.view.gradient
+        if home is not None and self.spec.inplace_gradient:
             self._refuse_illegal()
-        on_cpu = self.logits.is_cpu
-        if not on_cpu or self._may_be_ignored():  # on an accelerator nothing is read back
-            self.ignored = self.targets == self.spec.ignore_index
-            self.targets = self.targets.masked_fill(self.ignored, 0)
-        if not on_cpu:  # on a CPU `gather` checks the range itself
-            self.illegal = (self.targets < 0) | (self.targets >= self.classes)
-            self.targets = self.targets.masked_fill(self.illegal, 0)
+        direct = home is not None and home.dtype == self.dtype and home.is_contiguous()
+        cover = self._cover(direct)
+        if direct and cover[0].along is not None:  # a part of a sample is not dense
+            direct, cover = False, self._cover(False)
+        denominator = self._denominator(cover)
+        share = None if home is None else weight_over(weight, denominator, self.normalizer)
+        return self._reduced(self._tiles(cover, direct, share), denominator), self.gradient
+
+    def _cover(self, direct: bool) -> list[Tile]:
+        """The call in tiles; smaller ones where a tile needs buffers of its own."""
+        spread = self.soft or self.spec.label_smoothing > 0 or self.view.mask is not None
+        small = spread or self.spec.inplace_gradient or not direct
+        logits = self.view.logits
+        numel = logits.numel() * logits.itemsize // self.dtype.itemsize
+        return tiles(logits.shape, tile_elements(numel, small))
+
+    def _tiles(self, cover: list[Tile], direct: bool, share: Any) -> Iterator[tuple[Tile, Tensor]]:
+        """Unreduced losses (n, d1, ...), tile by tile, and the gradient of each finished.
+
+        p is written straight into the gradient where that is `direct`, a dense tile in the dtype of
+        the loss, and otherwise into a buffer. Where the gradient lies in the logits' own memory, it
+        is they that move.
+        """
+        softmax, scratch = self._softmax(), None
+        for tile in cover:
+            part = self.view.tile(tile)
+            at = self._positions(tile, part)
+            logits, out, moved = part.logits, part.gradient, direct and self.spec.inplace_gradient
+            if moved or not direct:
+                if scratch is None:  # the first tile is the largest
+                    scratch = logits.new_empty(logits.numel(), dtype=self.dtype)
+                buffer = scratch[: logits.numel()].view(logits.shape)
+                logits, out = (buffer.copy_(logits), out) if moved else (logits, buffer)
+            assert out is not None
+            mask = adjacent(part.mask) if self.turned else part.mask
+            scale = None if share is None else self._scale(share, tile, at)
+            losses = softmax.losses(
+                Block(logits, at.targets, out, mask, at.class_weight, at.ignored, scale)
+            )
+            if part.gradient is not None and not direct:
+                move(out, part.gradient)
+            yield tile, _counted(losses, at)
+
+    def _softmax(self) -> Softmax:
+        weight = self.class_weight
+        if weight is not None:
+            weight = weight.view(1, -1, *[1] * (self.view.logits.dim() - 2))  # (1, C, 1, ...)
+        exactly = self.turned or not self.view.logits.is_cpu
+        return Softmax(self.spec.label_smoothing, weight, self.soft, self.sums, exactly)
+
+    def _positions(self, tile: Tile, part: View) -> Positions:
+        """What the positions of a tile count; a call of one tile asks twice."""
+        if self.last is None or self.last[0] is not tile:
+            self.last = tile, self._look_at(part)
+        return self.last[1]
+
+    def _look_at(self, part: View) -> Positions:
+        t = part.targets
+        weight = None if part.weight is None else in_dtype(part.weight, self.sums)
+        if self.soft:
+            return Positions(adjacent(t) if self.turned else t, None, None, None, weight)
+        ignored = illegal = by_class = None
+        t = in_dtype(t, torch.int64)
+        if self.some_ignored:
+            ignored = t == self.spec.ignore_index
+            t = t.masked_fill(ignored, 0)
+        if not t.is_cpu:  # on a CPU `gather` checks the range itself
+            illegal = (t < 0) | (t >= self.classes)
+            t = t.masked_fill(illegal, 0)
         if self.class_weight is not None:
-            self.target_weight = in_dtype(self.class_weight, self.sums)[self.targets]
+            by_class = in_dtype(self.class_weight, self.sums)[t]
+        return Positions(t, ignored, illegal, by_class, weight)
 
     def _may_be_ignored(self) -> bool:
         """Whether some position may have no label: an `ignore_index` below 0 is the least index."""
-        if self.spec.ignore_index >= 0 or not self.targets.numel():
+        t = self.view.targets
+        if self.spec.ignore_index >= 0 or not t.is_cpu:  # on an accelerator nothing is read back
             return True
-        return bool(self.targets.min().item() < 0)
+        return t.dtype.is_signed and t.numel() > 0 and t.min().item() < 0
 
     def _refuse_illegal(self) -> None:
         """On a CPU, before a logit is written over for nothing."""
-        if self.logits.device.type == "cpu":
-            error = index_error(self.targets, self.classes, self.spec.ignore_index)
+        targets = self.view.targets
+        if targets.is_cpu and not self.soft:
+            error = index_error(targets, self.classes, self.spec.ignore_index)
             if error is not None:
                 raise error
 
-    def _denominator(self) -> Any:
+    def _denominator(self, cover: list[Tile]) -> Any:
         """What a sum of losses is divided by: a number or 0-d for "mean", or (N,) for "none"."""
         if self.spec.per_position or self.spec.reduction == "sum":
             return 1
         if self.spec.per_sample:
-            if self.ignored is None or self.ignored.dim() < 2:
-                return max(math.prod(self.shape[1:]), 1)
-            return per_labelled(self.ignored, self.sums)
+            return self._labelled_of_samples(cover)
         if self.normalizer is not None:
             return self.normalizer
-        shares = [w for w in (self.target_weight, self.position_weight) if w is not None]
-        if not shares:
-            labelled = self.ignored
-            return math.prod(self.shape) if labelled is None else value((~labelled).sum())
-        share = math.prod(shares[1:], start=shares[0])
-        return total(share if self.ignored is None else share.masked_fill(self.ignored, 0))
+        if self.view.weight is None and (self.class_weight is None or self.soft):
+            return self._labelled() if self.some_ignored else math.prod(self.shape)
+        shares = [_share(self._positions(tile, self.view.tile(tile))) for tile in cover]
+        return sum_of_parts(shares)
 
-    def _scale(self, weight: Any, denominator: Any) -> Any:
-        """d loss / d (a position's cross-entropy): a number, 0-d, or (N, d1, ...).
+    def _labelled(self) -> Any:
+        """How many positions are labelled, a number or 0-d."""
+        flat = blocks(self.view.targets.flatten())
+        return sum_of_parts([value(self._has_label(t).sum()) for (t,) in flat])
+
+    def _has_label(self, targets: Tensor) -> Tensor:
+        return in_dtype(targets, torch.int64) != self.spec.ignore_index
+
+    def _labelled_of_samples(self, cover: list[Tile]) -> Any:
+        """How many positions of a sample are labelled, at least 1: a number or (N,)."""
+        if self.dims < 3:
+            return 1
+        if not self.some_ignored:
+            return max(math.prod(self.shape[1:]), 1)
+        counts = self.view.logits.new_zeros(self.shape[0], dtype=self.sums)
+        for tile in cover:
+            labelled = self._has_label(cut(self.view.targets, tile))
+            counts[tile.samples] += labelled.flatten(1).sum(1)
+        return counts.clamp_(min=1)
+
+    def _scale(self, share: Any, tile: Tile, at: Positions) -> Any:
+        """d loss / d (a position's cross-entropy): a number, 0-d, or (n, d1, ...).
 
         0 where a position has no label, and everywhere where nothing has one.
         """
-        scale = by_row(weight_over(weight, denominator, self.normalizer), len(self.shape))
-        if self.position_weight is not None:
-            scale = scale * self.position_weight
-        if self.ignored is None and self.illegal is None:
-            return scale if isinstance(scale, Tensor) else number_in(scale, self.dtype)
-        if not isinstance(scale, Tensor):
-            scale = torch.full((), scale, dtype=self.sums, device=self.logits.device)
-        scale = scale.expand(self.shape)
-        if self.illegal is not None:
-            scale = scale.masked_fill(self.illegal, torch.nan)
-        return scale if self.ignored is None else scale.masked_fill(self.ignored, 0.0)
+        if isinstance(share, Tensor) and share.dim():  # (N,) or (N, d1, ...)
+            share = cut(share[None] if self.turned else by_row(share, len(self.shape)), tile)
+        if at.weight is not None:
+            share = share * at.weight
+        if at.ignored is None and at.illegal is None:
+            return share if isinstance(share, Tensor) else number_in(share, self.dtype)
+        if not isinstance(share, Tensor):
+            share = torch.full((), share, dtype=self.sums, device=at.targets.device)
+        share = share.expand(at.targets.shape)
+        if at.illegal is not None:
+            share = share.masked_fill(at.illegal, torch.nan)
+        return share if at.ignored is None else share.masked_fill(at.ignored, 0.0)
+
+    def _reduced(self, losses: Iterator[tuple[Tile, Tensor]], denominator: Any) -> Any:
+        """Losses (n, d1, ...) of tiles as the spec reduces them."""
+        if self.spec.per_sample:
+            return self._apart(losses, denominator)
+        whole = sum_of_parts([total(part) for _, part in losses])
+        if self.spec.reduction == "sum":
+            return whole
+        if self.normalizer is not None:
+            return whole / denominator
+        return mean_of(whole, denominator, self.spec.of_nothing)
+
+    def _apart(self, losses: Iterator[tuple[Tile, Tensor]], denominator: Any) -> Tensor:
+        """A value a position, or a sample."""
+        a_position = self.spec.per_position or self.dims < 3
+        shape = self.shape if a_position else self.shape[:1]
+        found = self.view.logits.new_zeros(shape, dtype=self.sums)
+        for tile, part in losses:
+            if a_position:
+                cut(found, tile).copy_(part)
+            else:
+                found[tile.samples] += class_sums(part.flatten(1))
+        if not a_position:
+            found = found / denominator
+        return found[0] if self.turned or self.dims == 1 else found
 
 
-def _if_given(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The tensor in this dtype, if there is one."""
-    return None if tensor is None else in_dtype(tensor, dtype)
+def _buffer(logits: Tensor, in_place: bool) -> Tensor:
+    """Where the gradient goes: the only buffer of the logits' size, or the logits' own."""
+    return logits.detach() if in_place else torch.empty_like(logits)
+
+
+def _share(at: Positions) -> Any:
+    """What the positions of a tile add to the denominator of "mean"."""
+    shares = [weight for weight in (at.class_weight, at.weight) if weight is not None]
+    share = math.prod(shares[1:], start=shares[0])
+    return total(share if at.ignored is None else share.masked_fill(at.ignored, 0))
+
+
+def _counted(losses: Tensor, at: Positions) -> Tensor:
+    """The losses of a tile times what its positions count; 0 without a label."""
+    if at.weight is not None:
+        losses = losses * at.weight
+    if at.illegal is not None:
+        losses = losses.masked_fill(at.illegal, torch.nan)
+    return losses if at.ignored is None else losses.masked_fill(at.ignored, 0.0)

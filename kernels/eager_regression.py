@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_loss.kernels.eager_blocks import (
-    blocks,
+from fused_loss.kernels.eager_numbers import (
     by_row,
+    class_sums,
     mean_of,
     number,
     operand,
     per_labelled,
-    rows_a_block,
     sums_dtype,
     total,
     value,
     weight_over,
 )
+from fused_loss.kernels.eager_tiles import blocks, fits_a_block
 from fused_loss.spec import LossSpec, LossTensors, in_dtype
 
 
@@ -49,8 +49,8 @@ class Regression:
         """The reduced loss, a number on a CPU; weight · its gradient, where that is needed."""
         denominator = self._denominator()
         scale = self._scale(weight, denominator) if self.need else 0.0
-        if self.r.dim() == 0 or rows_a_block(self.r) >= len(self.r):
-            errors, gradient = self._block(self.r, self.y, self.weight, scale)
+        if fits_a_block(self.r):
+            errors, gradient = self._block(self.r, self.y, self.weight, None, scale)
             parts = [self._summed(errors)]
         else:
             gradient = torch.empty_like(self.r) if self.need else None
@@ -62,8 +62,8 @@ class Regression:
     def _parts(self, gradient: Tensor | None, scale: Any) -> Iterator[Any]:
         """The sums of blocks; finishes the gradient of each."""
         for r, y, weight, home, its_scale in self._blocks(gradient, scale):
-            errors, finished = self._block(r, y, weight, its_scale)
-            if home is not None and finished is not None:
+            errors, finished = self._block(r, y, weight, home, its_scale)
+            if home is not None and finished is not None and finished is not home:
                 home.copy_(finished)
             yield self._summed(errors)
 
@@ -71,7 +71,7 @@ class Regression:
         """Of a block: one value, or under "none" (n,)."""
         if not self.per_sample:
             return total(errors)
-        return in_dtype(errors if errors.dim() < 2 else errors.flatten(1).sum(1), self.sums)
+        return in_dtype(errors if errors.dim() < 2 else class_sums(errors.flatten(1)), self.sums)
 
     def _blocks(self, gradient: Tensor | None, scale: Any) -> Iterator[tuple[Any, ...]]:
         """`(r, y, weight, gradient, scale)` in blocks: flat, where nothing forbids it."""
@@ -83,13 +83,16 @@ class Regression:
         return blocks(self.r.view(-1), *flat, scale)
 
     def _block(
-        self, r: Tensor, y: Tensor, weight: Tensor | None, scale: Any
+        self, r: Tensor, y: Tensor, weight: Tensor | None, home: Tensor | None, scale: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """w·(r-y)² in the dtype of the sums, and scale·w·(r-y) in that of r."""
+        """w·(r-y)² in the dtype of the loss; scale·w·(r-y) in that of r, at home if that fits."""
         difference = in_dtype(r, self.dtype) - in_dtype(y, self.dtype)
         pulled = difference if weight is None else difference * weight.to(self.dtype)
-        errors = pulled * difference
-        gradient = pulled.mul_(scale) if self.need else None
+        errors = pulled * difference if self.need else difference.mul_(pulled)
+        gradient = None
+        if self.need:
+            direct = home is not None and home.dtype == self.dtype
+            gradient = torch.mul(pulled, scale, out=home if direct else pulled)
         if self.spec.ignores_nan:  # NaN · 0 is not 0
             missing = y.isnan()
             errors.masked_fill_(missing, 0.0)

@@ -12,7 +12,8 @@ Here m is the largest logit, and log p = z - m + log p_m has the accuracy of `lo
 its exp. Both look at the losses of the block once: where one is no ordinary number they take the
 longer way, which knows a p that underflows, NaN in a row without a label, and 0 · log 0 at an
 impossible class. On an accelerator no value is read back: there it is always `_exactly`. So it is
-where no gradient is wanted: then `log_softmax` is all that there is to do.
+where no gradient is wanted: then `log_softmax` is all that there is to do; and for short rows that
+are turned, where the bits of `torch.softmax` depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fused_loss.kernels.eager_blocks import operand
+from fused_loss.kernels.eager_numbers import class_sums, operand
+from fused_loss.kernels.eager_tiles import move
 from fused_loss.spec import in_dtype
 
 SMALLEST = -80.0  # of log p: exp(-80) is 2e-35, still a normal number of float32
@@ -34,7 +36,7 @@ LONG_ROW, PIECE = 1024, 128  # classes
 class Block(NamedTuple):
     """Some samples of a call: (n, C, d1, ...) of logits, and what is known of their positions."""
 
-    logits: Tensor  # (n, C, d1, ...)
+    logits: Tensor  # (n, C, d1, ...): where they are no tile in the dtype of out, they move there
     targets: Tensor  # indices (n, d1, ...), legal ones; or probabilities (n, C, d1, ...)
     out: Tensor  # (n, C, d1, ...), float32 or float64: p (or log p), then the gradient
     mask: Tensor | None  # (n, C, d1, ...): False where a class is impossible
@@ -47,8 +49,14 @@ class Softmax:
     """The arithmetic of a call, block by block; q' = class_weight · ((1-ε)·target + ε/K)."""
 
     def __init__(
-        self, smoothing: float, class_weight: Tensor | None, soft: bool, sums: torch.dtype
+        self,
+        smoothing: float,
+        class_weight: Tensor | None,
+        soft: bool,
+        sums: torch.dtype,
+        exactly: bool,
     ) -> None:
+        self.exactly = exactly  # whether always by the letter
         self.sums = sums  # the dtype of losses, a value a position
         self.smoothing = smoothing  # ε
         self.class_weight = class_weight  # (1, C, 1, ...)
@@ -56,7 +64,7 @@ class Softmax:
 
     def losses(self, block: Block) -> Tensor:
         """Unreduced losses (n, d1, ...); with a scale, `out` holds the gradient afterwards."""
-        if not block.logits.is_cpu or (block.scale is None and block.mask is None):
+        if self.exactly or (block.scale is None and block.mask is None):
             return self._exactly(block)
         if not (self.soft or self.smoothing):
             return self._by_probability(block)
@@ -91,16 +99,16 @@ class Softmax:
         """From p and the logits less their maximum m; None where a loss is not finite."""
         z = _logits(block, exactly)
         centred = z - z.amax(1, keepdim=True)  # log p = z - m + log p_m
-        sum_of = torch.sum if block.mask is None else torch.nansum  # without 0 · log 0
+        masked = block.mask is not None  # 0 · log 0 is NaN there, and is left out
         a: Any = 0.0
         if self.soft:
             q: Any = self._probabilities(block)
-            losses = in_dtype(sum_of(centred.mul_(q), 1), self.sums)
+            losses = in_dtype(class_sums(centred.mul_(q), masked), self.sums)
         else:
             a, index = self._of_label(block), block.targets.unsqueeze(1)
             q = self._spread(block)
             losses = in_dtype(centred.gather(1, index), self.sums).mul_(a).squeeze(1)
-            losses += sum_of(centred.mul_(q), 1)
+            losses += class_sums(centred.mul_(q), masked)
         p = torch.softmax(z, 1, out=block.out)
         mass = a + _mass(q, p)
         losses += in_dtype(p.amax(1, keepdim=True), self.sums).log_().mul_(mass).squeeze(1)
@@ -108,7 +116,7 @@ class Softmax:
         if not ordinary:
             ignored = block.ignored
             if ignored is None or not _ordinary(losses.masked_fill(ignored, 0), -torch.inf, block):
-                again = block.mask is not None and not exactly
+                again = masked and not exactly
                 return self._by_softmax(block, exactly=True) if again else None
         if block.scale is not None:
             scale = _by_class(block.scale)
@@ -128,13 +136,13 @@ class Softmax:
         if self.soft:
             q: Any = self._probabilities(block)
             a: Any = 0.0
-            losses = -_times_log(q, log_p, mask).sum(1)
+            losses = -class_sums(_times_log(q, log_p, mask))
         else:
             a, index = self._of_label(block), block.targets.unsqueeze(1)
             q = self._spread(block) if self.smoothing else 0.0
-            losses = -_times_log(a, log_p.gather(1, index), mask).squeeze(1)
+            losses = _times_log(a, log_p.gather(1, index), mask).neg_().squeeze(1)
             if self.smoothing:
-                losses = losses - _times_log(q, log_p, mask).sum(1)
+                losses = losses - class_sums(_times_log(q, log_p, mask))
         if block.scale is None:
             return losses
         mass = _mass(q, log_p)
@@ -190,8 +198,8 @@ def _logits(block: Block, exactly: bool = False) -> Tensor:
     the smaller of z and ±inf takes an eighth of their time.
     """
     logits, out, mask = block.logits, block.out, block.mask
-    if logits.dtype != out.dtype:
-        logits = out.copy_(logits)
+    if logits.dtype != out.dtype or not logits.is_contiguous():
+        logits = move(logits, out)
     if mask is None:
         return logits
     if exactly:
@@ -286,4 +294,4 @@ def _times_log(q: Any, log_p: Tensor, mask: Tensor | None) -> Tensor:
     """q · log p; with a mask, 0 · log 0 = 0."""
     if mask is not None:
         log_p = log_p.masked_fill((log_p == -torch.inf) & (q == 0), 0.0)
-    return log_p * q
+    return log_p if isinstance(q, float) and q == 1 else log_p * q

@@ -143,13 +143,12 @@ SYNCS += ("masked_select", "synchronize", "is_nonzero", "argwhere", "int", "floa
 ALLOWED = {
     # Only of a tensor that is on the CPU already.
     ("kernels/eager.py", "item"): 1,
-    ("kernels/eager_blocks.py", "item"): 2,
+    ("kernels/eager_numbers.py", "item"): 2,
     ("kernels/eager_classification.py", "item"): 1,
-    ("kernels/eager_classification.py", "bool"): 1,
     ("kernels/eager_softmax.py", "all"): 2,
     ("kernels/eager_softmax.py", "item"): 1,
     ("kernels/eager_softmax.py", "bool"): 1,
-    ("kernels/native.py", "item"): 2,
+    ("kernels/native.py", "item"): 5,
     ("kernels/native.py", "all"): 2,
     ("kernels/native.py", "bool"): 2,
     # `index_error`: called for CPU tensors, and under FUSED_LOSS_DEBUG=1.

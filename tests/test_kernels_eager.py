@@ -9,7 +9,7 @@ from torch.autograd.profiler import profile
 
 import fused_loss
 from fused_loss import combined_loss
-from fused_loss.kernels import eager_blocks
+from fused_loss.kernels import eager_tiles
 
 
 @pytest.mark.parametrize(("backend", "device"), EAGER_PLACES)
@@ -22,7 +22,7 @@ def test_value_and_gradients(backend, device, case):
 @pytest.mark.parametrize("case", PRODUCT, ids=str)
 def test_block_by_block(case, monkeypatch):
     """The same, where two samples fill a block."""
-    monkeypatch.setattr(eager_blocks, "BLOCK_ELEMENTS", 4)
+    monkeypatch.setattr(eager_tiles, "BLOCK_ELEMENTS", 4)
     problem = case.problem()
     assert_matches(problem, fused(problem, "eager"), fused(problem, "reference"))
 

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 
 import fused_loss
 from fused_loss import combined_loss, cross_entropy
-from fused_loss.kernels import eager_blocks
+from fused_loss.kernels import eager_tiles
 
 MODES = {
     "indices": {},
@@ -47,7 +47,7 @@ def inputs(mode, n, c, positions=(), scale=1.0):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("shape", [(70000, 3), (300, 4000)], ids=str)
+@pytest.mark.parametrize("shape", [(70001, 3), (300, 4000), (1, 100_003)], ids=str)
 def test_the_same_bits_for_any_number_of_threads(mode, shape):
     z, t, options = inputs(mode, *shape)
     before, found = torch.get_num_threads(), []
@@ -144,13 +144,13 @@ def test_long_sums_are_as_near_to_float64_as_pytorchs(shape, dtype):
 def test_blocks_do_not_show_in_the_bits(monkeypatch):
     z, t, options = inputs("weights", 64, 10)
     whole = results(z, t, **options)
-    monkeypatch.setattr(eager_blocks, "BLOCK_ELEMENTS", 37)
+    monkeypatch.setattr(eager_tiles, "BLOCK_ELEMENTS", 37)
     for one, other in zip(results(z, t, **options), whole, strict=True):
         assert torch.equal(one, other)
 
 
 def test_an_illegal_index_is_found_before_the_logits_are_written_over(monkeypatch):
-    monkeypatch.setattr(eager_blocks, "BLOCK_ELEMENTS", 12)
+    monkeypatch.setattr(eager_tiles, "BLOCK_ELEMENTS", 12)
     z, t, _ = inputs("indices", 8, 6)
     t[7] = 6
     leaf = z.clone().requires_grad_()

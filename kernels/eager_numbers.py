@@ -1,12 +1,12 @@
-"""What both heads of the eager backend are made of: blocks that fit the cache, and cheap scalars.
+"""Cheap scalars and exact sums, for both heads of the eager backend.
 
 Of small inputs the time is that of the operators dispatched. So what the host knows stays a Python
-number until it meets a tensor, and a tensor is asked for its dtype before it is converted.
+number until it meets a tensor, and a tensor is asked for its dtype before it is converted. On a CPU
+a sum has the same bits for any number of threads: what PyTorch would split is summed by rows first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,37 +14,9 @@ from torch import Tensor
 
 from fused_loss.spec import in_dtype, number_in
 
-BLOCK_ELEMENTS = 1 << 20  # 4 MiB of float32: fewer blocks are fewer operators, and L3 is near
-SCRATCH_SHARE = 20  # of the elements of a tensor, a block that needs a buffer of its own takes one
-SCRATCH_LEAST = 1 << 19  # but no fewer than these
 FEW = 32  # a value a position in float64 is little beside a row of so many logits
 LONG_SUM = 1 << 15  # elements; PyTorch splits longer sums among its threads
 SUM_ROW = 1 << 9
-
-
-def rows_a_block(tensor: Tensor, small: bool = False) -> int:
-    """How many rows of dimension 0 a block takes; `small`: it needs a buffer of its own."""
-    elements = BLOCK_ELEMENTS
-    if small:
-        elements = min(elements, max(SCRATCH_LEAST, tensor.numel() // SCRATCH_SHARE))
-    if tensor.numel() <= elements:
-        return tensor.shape[0]
-    return max(1, elements * tensor.shape[0] // tensor.numel())
-
-
-def blocks(first: Tensor, *rest: Any, rows: int | None = None) -> Iterator[tuple[Any, ...]]:
-    """`first` in blocks along dimension 0, with the same rows of the rest.
-
-    Numbers, 0-d tensors and None go along as they are.
-    """
-    rows = rows or rows_a_block(first) if first.dim() else 1
-    if first.dim() == 0 or rows >= first.shape[0]:
-        yield first, *rest
-        return
-    for start in range(0, first.shape[0], rows):
-        block = slice(start, start + rows)
-        parts = (t[block] if isinstance(t, Tensor) and t.dim() else t for t in rest)
-        yield first[block], *parts
 
 
 def by_row(values: Any, dims: int) -> Any:
@@ -94,6 +66,24 @@ def total(values: Tensor) -> Any:
     flat = values.reshape(-1)
     whole = flat.numel() // SUM_ROW * SUM_ROW
     return total(flat[:whole].view(-1, SUM_ROW).sum(1)) + total(flat[whole:])
+
+
+def sum_of_parts(parts: list[Any]) -> Any:
+    """Σ of what tiles add: numbers, or 0-d or (N,) tensors."""
+    if len(parts) > 1 and isinstance(parts[0], Tensor):
+        return torch.stack(parts).sum(0)
+    return sum(parts[1:], start=parts[0])
+
+
+def class_sums(values: Tensor, skip_nan: bool = False) -> Tensor:
+    """(n, C, ...) -> (n, ...); a lone long row in pieces: PyTorch would split it among threads."""
+    sum_of = torch.nansum if skip_nan else torch.sum
+    row = values.shape[1]
+    if not values.is_cpu or row <= LONG_SUM or values.numel() > row:
+        return sum_of(values, 1)
+    whole = row // SUM_ROW * SUM_ROW
+    pieces = sum_of(values[:, :whole].unflatten(1, (-1, SUM_ROW)), 2)
+    return class_sums(torch.cat((pieces, sum_of(values[:, whole:], 1, keepdim=True)), 1))
 
 
 def weight_over(weight: Any, denominator: Any, normalizer: Any) -> Any:

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from fused_loss.kernels import eager_blocks
-from fused_loss.kernels.eager_blocks import (
-    blocks,
+from fused_loss.kernels import eager_numbers
+from fused_loss.kernels.eager_numbers import (
+    class_sums,
     mean_of,
     number,
-    rows_a_block,
+    sum_of_parts,
     total,
     weight_over,
 )
@@ -16,7 +16,7 @@ from fused_loss.kernels.eager_blocks import (
 def test_a_total_is_that_of_float64(n):
     values = torch.randn(n, generator=torch.Generator().manual_seed(n))
     wide = values.double()
-    if n <= eager_blocks.LONG_SUM:
+    if n <= eager_numbers.LONG_SUM:
         assert total(values) == pytest.approx(wide.sum().item(), rel=1e-13, abs=1e-13)
     else:  # rows of 512 in float32 first
         off = torch.finfo(torch.float32).eps * wide.abs().sum().item()
@@ -28,23 +28,25 @@ def test_a_total_of_what_is_not_adjacent():
     assert total(values) == pytest.approx(values.double().sum().item(), rel=1e-5)
 
 
-def test_blocks_cover_each_row_once(monkeypatch):
-    monkeypatch.setattr(eager_blocks, "BLOCK_ELEMENTS", 10)
-    rows, weights = torch.arange(21.0).view(7, 3), torch.arange(7.0)
-    found = list(blocks(rows, weights, 2.0, None, torch.tensor(3.0)))
-    assert [len(block[0]) for block in found] == [3, 3, 1]
-    assert torch.equal(torch.cat([block[0] for block in found]), rows)
-    assert torch.equal(torch.cat([block[1] for block in found]), weights)
-    assert all(block[2:4] == (2.0, None) and block[4].item() == 3.0 for block in found)
+@pytest.mark.parametrize("skip_nan", [False, True])
+@pytest.mark.parametrize("shape", [(2, 5), (1, 100_003), (1, 40_000, 1), (3, 40_000), (2, 4, 3)])
+def test_sums_over_the_classes(shape, skip_nan):
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    right = values.double().sum(1)
+    if skip_nan:
+        values[:, 2] = torch.nan
+        right = values.double().nansum(1)
+    found = class_sums(values, skip_nan)
+    assert found.shape == right.shape
+    off = torch.finfo(torch.float32).eps * values.nan_to_num().abs().sum(1).max().item()
+    torch.testing.assert_close(found.double(), right, rtol=0, atol=off)
 
 
-def test_a_block_with_a_buffer_of_its_own_is_smaller():
-    logits = torch.empty(4096, 10_000, device="meta")
-    share = logits.numel() // eager_blocks.SCRATCH_SHARE
-    assert rows_a_block(logits) * 10_000 <= eager_blocks.BLOCK_ELEMENTS
-    assert rows_a_block(logits, small=True) * 10_000 <= max(share, eager_blocks.SCRATCH_LEAST)
-    assert rows_a_block(torch.empty(4, 4, device="meta"), small=True) == 4
-    assert rows_a_block(torch.empty(2, 1 << 24, device="meta")) == 1
+def test_a_sum_of_parts():
+    assert sum_of_parts([1.5, 2.0]) == 3.5
+    assert sum_of_parts([torch.tensor(1.0), torch.tensor(2.0)]).item() == 3.0
+    rows = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])]
+    assert sum_of_parts(rows).tolist() == [4.0, 6.0]
 
 
 def test_a_denominator_of_nothing():
