@@ -26,6 +26,7 @@ LOOKS = {
     "compile": (ORANGE, "^"),
     "compile-autotune": (ORANGE, "v"),
     "fused-auto": (BLUE, "o"),
+    "fused-auto-inplace": (BLUE, "D"),
     "fused-triton": (VERMILION, "o"),
     "liger": (GREEN, "P"),
     "quack": (PURPLE, "X"),

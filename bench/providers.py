@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,8 @@ from fused_loss import backend, combined_loss
 from fused_loss.bench import needs, peers
 from fused_loss.bench.cases import DTYPES, LOSS_PHASES, Case, Inputs, Phase
 from fused_loss.bench.programs import Prepared, Provider
-from fused_loss.bench.steps import Loss, Replayed, TrainingStep, copy_step, step_of
+from fused_loss.bench.steps import Loss, OnCopies, Replayed, TrainingStep, copy_step, step_of
+from fused_loss.bench.stored import ON_REQUEST
 
 
 def from_loss(loss_of: Callable[[Case], Loss]) -> Callable[[Case, torch.device], Prepared]:
@@ -78,6 +80,35 @@ def fused_loss(case: Case) -> Loss:
     return loss
 
 
+def inplace_loss(case: Case) -> Loss:
+    """The same with `inplace_gradient=True`, on logits that are no leaf, as a model's are not."""
+    alpha, smoothing = case.alpha, case.label_smoothing
+
+    def loss(inputs: Inputs) -> Tensor:
+        r, z, y, t, weight = inputs
+        return combined_loss(
+            r,
+            z.view_as(z),
+            y,
+            t,
+            alpha,
+            class_weight=weight,
+            label_smoothing=smoothing,
+            inplace_gradient=True,
+        )
+
+    return loss
+
+
+def _in_place(case: Case, device: torch.device) -> Prepared:
+    return lambda phase: OnCopies(step_of(inplace_loss(case), case, phase, device))
+
+
+def _is_large(case: Case) -> bool:
+    """Whether its logits are worth their memory: a million of them or more, in rows of 1000."""
+    return case.C >= 1000 and math.prod(case.logits_shape) >= 1 << 20
+
+
 def _copy(case: Case, device: torch.device) -> Prepared:
     return lambda phase: copy_step(case, phase, device)
 
@@ -129,6 +160,13 @@ _LOSSES = (
     Provider("compile", from_loss(compiled_loss), needs.compiler),
     Provider("compile-autotune", from_loss(_AUTOTUNE), needs.autotuning),
     _fused("fused-auto", context=partial(backend, "auto")),
+    _fused(
+        f"fused-auto{ON_REQUEST}",
+        prepare=_in_place,
+        context=partial(backend, "auto"),
+        phases=(Phase.TRAINING, Phase.SCALED),
+        fits=_is_large,
+    ),
     _fused("fused-triton", available=needs.kernels, context=partial(backend, "triton")),
 )
 _PEERS = (

@@ -33,6 +33,7 @@ from fused_loss.bench.stored import (
     Row,
     fastest,
     in_phase,
+    in_place,
     load,
     ours,
     ratio,
@@ -55,8 +56,9 @@ MARKERS = "<!-- bench path/to/results.json --> and <!-- /bench -->"
 PLOTS = {"speedup.png": "Speed-up by case", "inference.png": "Speed-up over eager in inference"}
 LOSS_LEGEND = """\
 Forward and backward together: PyTorch's time divided by ours, so above 1 ours is faster; ≈ where
-the spread (first to last decile of the rounds) says neither. Memory is the most that a call held
-beyond its inputs, in units of the logits."""
+the spread (first to last decile of the rounds) says neither. In place means `inplace_gradient=True`,
+where the gradient takes over the logits' memory. Memory is the most that a call held beyond its
+inputs, in units of the logits."""
 MODEL_LEGEND = """\
 Inference: PyTorch's time divided by that of the exported file in onnxruntime, at its fastest of
 three (not optimised, optimised, and with IO binding); ≈ where the spread says neither."""
@@ -155,8 +157,16 @@ def section(results: Results, path: Path, folder: Path) -> str:
 def _losses(results: Results) -> list[str]:
     """A table of the losses and its legend, where there are any."""
     records = [r for r in in_phase(results, Phase.TRAINING.value) if timed(r)]
-    head = ("case", "over eager", "over torch.compile", "memory, ours", "memory, eager")
-    return [table(head, list(map(_loss, records)), "lrrrr"), LOSS_LEGEND] if records else []
+    head = (
+        "case",
+        "over eager",
+        "over torch.compile",
+        "in place, over eager",
+        "memory, ours",
+        "memory, in place",
+        "memory, eager",
+    )
+    return [table(head, list(map(_loss, records)), "lrrrrrr"), LOSS_LEGEND] if records else []
 
 
 def _models(results: Results) -> list[str]:
@@ -173,12 +183,12 @@ def _model(record: Record) -> tuple[str, ...]:
 
 
 def _loss(record: Record) -> tuple[str, ...]:
-    mine, eager = ours(record), fastest(record, EAGER)
-    rivals = eager, fastest(record, COMPILED)
+    mine, inside, eager = ours(record), in_place(record), fastest(record, EAGER)
+    speedups = (eager, mine), (fastest(record, COMPILED), mine), (eager, inside)
     return (
         record["case"]["name"],
-        *(_times(rival, mine) for rival in rivals),
-        *(or_dash(row and row.get("peak_logits"), "{:.2f}") for row in (mine, eager)),
+        *(_times(*pair) for pair in speedups),
+        *(or_dash(row and row.get("peak_logits"), "{:.2f}") for row in (mine, inside, eager)),
     )
 
 

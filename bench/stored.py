@@ -18,6 +18,7 @@ SCHEMA = 2
 FILE = "results.json"
 
 OURS = ("fused-", "onnx")  # how the names of this package's providers begin
+ON_REQUEST = "-inplace"  # how the names of those of ours end that an import does not give by itself
 GRAPH = "-graph"  # how the names of those end that are replayed as a CUDA graph
 EAGER, COMPILED, AHEAD = ("eager",), ("compile", "compile-autotune"), ("aot",)
 FLOORS = ("copy", "model-alone")  # what the machine takes without any loss
@@ -92,8 +93,17 @@ def fastest(record: Record, names: Iterable[str]) -> Row | None:
 
 
 def ours(record: Record, graph: bool = False) -> Row | None:
-    """This package's fastest row; the fastest of those replayed as CUDA graphs with `graph`."""
+    """This package's fastest row; the fastest of those replayed as CUDA graphs with `graph`.
+
+    Of those that an import gives: `inplace_gradient` has its own row and its own condition.
+    """
     names = (n for n in timed(record) if n.startswith(OURS) and n.endswith(GRAPH) == graph)
+    return fastest(record, (n for n in names if not n.endswith(ON_REQUEST)))
+
+
+def in_place(record: Record) -> Row | None:
+    """This package's fastest row with `inplace_gradient`."""
+    names = (n for n in timed(record) if n.startswith(OURS) and n.endswith(ON_REQUEST))
     return fastest(record, names)
 
 

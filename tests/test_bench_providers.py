@@ -8,7 +8,7 @@ from fused_loss.bench.cases import LOSS_PHASES
 
 
 def test_ours_are_named_so():
-    ours = ["fused-auto", "fused-triton", "fused-triton-graph"]
+    ours = ["fused-auto", "fused-auto-inplace", "fused-triton", "fused-triton-graph"]
     assert [p.name for p in PROVIDERS.values() if p.ours] == ours
 
 

@@ -44,7 +44,7 @@ def test_the_figures_stand_between_the_markers(readme: Path):
     text = filled(readme)
     assert text.startswith("# Title\n\n<!-- bench results/here/results.json -->\n\n| case ")
     assert text.endswith("\n\n<!-- /bench -->\n\nThe end.\n")
-    assert "| tutorial-100x2 | 2.00× | 0.50× | 1.50 | 1.50 |" in text
+    assert "| tutorial-100x2 | 2.00× | 0.50× | – | 1.50 | – | 1.50 |" in text
     assert "### Where it is slower" in text
     assert "| tutorial-100x2 | compile 2.00× | compile 2.00× |" in text
     assert "Example CPU, 2 cores; 2 CPU threads; fused-loss 0.1.0, torch 2.13.0" in text
@@ -66,7 +66,13 @@ def test_a_speed_up_within_the_spread_is_marked(readme: Path):
     wide = [0.7, 0.8, 1.0, 1.4, 1.8]
     rows = [timed("eager", 2.1e-4), timed("fused-auto", 2e-4, wide)]
     write(readme.parent / "results" / "here", results([record(TUTORIAL, Phase.TRAINING, rows)]))
-    assert "| tutorial-100x2 | ≈ 1.05× | – | 1.50 | 1.50 |" in filled(readme)
+    assert "| tutorial-100x2 | ≈ 1.05× | – | – | 1.50 | – | 1.50 |" in filled(readme)
+
+
+def test_in_place_is_never_the_ratio_of_a_plain_call(readme: Path):
+    rows = [timed("eager", 4e-4), timed("fused-auto", 2e-4), timed("fused-auto-inplace", 1e-4)]
+    write(readme.parent / "results" / "here", results([record(TUTORIAL, Phase.TRAINING, rows)]))
+    assert "| tutorial-100x2 | 2.00× | – | 4.00× | 1.50 | 1.50 | 1.50 |" in filled(readme)
 
 
 def test_what_lies_beside_the_results_is_linked(readme: Path):
@@ -87,8 +93,8 @@ def test_check_writes_nothing_and_shows_what_drifted(readme: Path, capsys: pytes
     readme.write_text(drifted, encoding="utf-8")
     assert main([str(readme), "--check"]) == 1
     shown = capsys.readouterr().out
-    assert "-| tutorial-100x2 | 2.50× | 0.50× | 1.50 | 1.50 |" in shown
-    assert "+| tutorial-100x2 | 2.00× | 0.50× | 1.50 | 1.50 |" in shown
+    assert "-| tutorial-100x2 | 2.50× | 0.50× | – | 1.50 | – | 1.50 |" in shown
+    assert "+| tutorial-100x2 | 2.00× | 0.50× | – | 1.50 | – | 1.50 |" in shown
     assert readme.read_text(encoding="utf-8") == drifted
     assert main([str(readme)]) == 0
     assert readme.read_text(encoding="utf-8") == text

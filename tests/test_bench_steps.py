@@ -6,8 +6,8 @@ from _bench import CPU, SMALL
 
 from fused_loss.bench import Inputs, Phase
 from fused_loss.bench.cases import SCALE
-from fused_loss.bench.providers import eager_loss
-from fused_loss.bench.steps import Replayed, TrainingStep, copy_step, step_of
+from fused_loss.bench.providers import eager_loss, inplace_loss
+from fused_loss.bench.steps import OnCopies, Replayed, TrainingStep, copy_step, step_of
 
 LOSS = eager_loss(SMALL)
 
@@ -60,6 +60,24 @@ def test_the_copy_moves_half_of_the_bytes_each_way(phase: Phase):
     (copied,) = copy_step(SMALL, phase, CPU)(SMALL.make())
     assert 2 * copied.numel() * copied.element_size() == SMALL.bytes_moved(phase)
     assert copied.unique().numel() > 1
+
+
+@pytest.mark.parametrize("phase", [Phase.TRAINING, Phase.SCALED])
+def test_a_step_on_copies_leaves_the_inputs_alone(phase: Phase):
+    step, plain = (
+        OnCopies(step_of(inplace_loss(SMALL), SMALL, phase, CPU)),
+        step_of(LOSS, SMALL, phase, CPU),
+    )
+    for seed in (5, 6):
+        inputs, before = SMALL.make(seed=seed), SMALL.make(seed=seed)
+        found = step(inputs)
+        for one, other in zip(found, plain(inputs), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7 * phase.grad_output)
+        assert torch.equal(inputs.classification_output, before.classification_output)
+        (copy,) = (c for c in step.copies.values() if c.data_ptr() == found[2].data_ptr())
+        assert not torch.equal(copy, inputs.classification_output)
+        step(inputs)
+    assert len(step.copies) == 2
 
 
 @pytest.mark.gpu
