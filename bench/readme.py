@@ -56,7 +56,7 @@ MARKERS = "<!-- bench path/to/results.json --> and <!-- /bench -->"
 PLOTS = {"speedup.png": "Speed-up by case", "inference.png": "Speed-up over eager in inference"}
 LOSS_LEGEND = """\
 Forward and backward together: PyTorch's time divided by ours, so above 1 ours is faster; ≈ where
-the spread (first to last decile of the rounds) says neither. In place means `inplace_gradient=True`,
+the spread (first to last decile of the rounds) says neither. In place: with `inplace_gradient`,
 where the gradient takes over the logits' memory. Memory is the most that a call held beyond its
 inputs, in units of the logits."""
 MODEL_LEGEND = """\

@@ -50,7 +50,7 @@ class Regression:
         denominator = self._denominator()
         scale = self._scale(weight, denominator) if self.need else 0.0
         if fits_a_block(self.r):
-            errors, gradient = self._block(self.r, self.y, self.weight, None, scale)
+            errors, gradient = self._block(self.r, self.y, self.weight, scale)
             parts = [self._summed(errors)]
         else:
             gradient = torch.empty_like(self.r) if self.need else None
@@ -60,10 +60,15 @@ class Regression:
         return self._reduced(sum(parts[1:], start=parts[0]), denominator), gradient
 
     def _parts(self, gradient: Tensor | None, scale: Any) -> Iterator[Any]:
-        """The sums of blocks; finishes the gradient of each."""
+        """The sums of blocks; finishes the gradient of each, in place where its dtype allows."""
+        direct, buffers = gradient is not None and gradient.dtype == self.dtype, None
         for r, y, weight, home, its_scale in self._blocks(gradient, scale):
-            errors, finished = self._block(r, y, weight, home, its_scale)
-            if home is not None and finished is not None and finished is not home:
+            if buffers is None:  # the first block is the largest
+                buffers = self.r.new_empty((2 - direct, r.numel()), dtype=self.dtype)
+            scratch = [buffer[: r.numel()].view(r.shape) for buffer in buffers]
+            difference = home if direct else scratch[1]
+            errors, finished = self._block(r, y, weight, its_scale, difference, scratch[0])
+            if home is not None and not direct:
                 home.copy_(finished)
             yield self._summed(errors)
 
@@ -83,21 +88,25 @@ class Regression:
         return blocks(self.r.view(-1), *flat, scale)
 
     def _block(
-        self, r: Tensor, y: Tensor, weight: Tensor | None, home: Tensor | None, scale: Any
+        self,
+        r: Tensor,
+        y: Tensor,
+        weight: Tensor | None,
+        scale: Any,
+        difference: Tensor | None = None,
+        errors: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """w·(r-y)² in the dtype of the loss; scale·w·(r-y) in that of r, at home if that fits."""
-        difference = in_dtype(r, self.dtype) - in_dtype(y, self.dtype)
-        pulled = difference if weight is None else difference * weight.to(self.dtype)
-        errors = pulled * difference if self.need else difference.mul_(pulled)
-        gradient = None
-        if self.need:
-            direct = home is not None and home.dtype == self.dtype
-            gradient = torch.mul(pulled, scale, out=home if direct else pulled)
-        if self.spec.ignores_nan:  # NaN · 0 is not 0
-            missing = y.isnan()
-            errors.masked_fill_(missing, 0.0)
-            if gradient is not None:
-                gradient = gradient.masked_fill_(missing, 0.0)
+        """w·(r-y)² in the dtype of the loss and, in place of r-y, scale·w·(r-y) in that of r."""
+        difference = torch.sub(in_dtype(r, self.dtype), in_dtype(y, self.dtype), out=difference)
+        if not self.need:
+            errors = difference
+        errors = torch.mul(difference, difference, out=errors)
+        gradient = difference.mul_(scale) if self.need else None
+        for pulled in (errors, gradient):
+            if pulled is not None and weight is not None:
+                pulled.mul_(in_dtype(weight, self.dtype))
+            if pulled is not None and self.spec.ignores_nan:  # NaN · 0 is not 0
+                pulled.masked_fill_(y.isnan(), 0.0)
         return errors, None if gradient is None else in_dtype(gradient, self.r.dtype)
 
     def _denominator(self) -> Any:

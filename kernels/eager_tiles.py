@@ -88,9 +88,13 @@ def adjacent(view: Any) -> Any:
     return move(view, torch.empty(view.shape, dtype=view.dtype, device=view.device))
 
 
+def _block_elements() -> int:
+    return min(BLOCK_ELEMENTS, SCRATCH_LEAST) // 2  # a buffer for its errors, or two
+
+
 def fits_a_block(tensor: Tensor) -> bool:
     """Whether `blocks` leaves it whole."""
-    return tensor.numel() <= tile_elements(0, small=True)
+    return tensor.numel() <= _block_elements()
 
 
 def blocks(first: Tensor, *rest: Any) -> Iterator[tuple[Any, ...]]:
@@ -101,7 +105,7 @@ def blocks(first: Tensor, *rest: Any) -> Iterator[tuple[Any, ...]]:
     if fits_a_block(first):
         yield first, *rest
         return
-    rows = max(1, tile_elements(0, small=True) * first.shape[0] // first.numel())
+    rows = max(1, _block_elements() * first.shape[0] // first.numel())
     for start in range(0, first.shape[0], rows):
         block = slice(start, start + rows)
         parts = (t[block] if isinstance(t, Tensor) and t.dim() else t for t in rest)

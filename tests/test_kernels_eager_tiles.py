@@ -87,7 +87,7 @@ def test_the_view_of_turned_rows():
 
 
 def test_blocks_cover_each_row_once(monkeypatch):
-    monkeypatch.setattr(eager_tiles, "BLOCK_ELEMENTS", 10)
+    monkeypatch.setattr(eager_tiles, "BLOCK_ELEMENTS", 20)
     rows, weights = torch.arange(21.0).view(7, 3), torch.arange(7.0)
     found = list(blocks(rows, weights, 2.0, None, torch.tensor(3.0)))
     assert [len(block[0]) for block in found] == [3, 3, 1]
@@ -107,7 +107,7 @@ def test_a_tile_with_a_buffer_of_its_own_is_smaller():
 
 
 def test_what_is_one_block():
-    most = tile_elements(0, small=True)
+    most = eager_tiles.SCRATCH_LEAST // 2
     assert fits_a_block(torch.empty(most, device="meta"))
     assert not fits_a_block(torch.empty(most + 1, device="meta"))
     long = torch.empty(1, most + 1, device="meta")
