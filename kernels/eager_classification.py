@@ -25,7 +25,7 @@ from fused_loss.kernels.eager_numbers import (
     value,
     weight_over,
 )
-from fused_loss.kernels.eager_softmax import Block, Softmax
+from fused_loss.kernels.eager_softmax import Block, Softmax, bare_losses
 from fused_loss.kernels.eager_tiles import (
     Tile,
     View,
@@ -92,28 +92,58 @@ class Classification:
             direct, cover = False, self._cover(False)
         denominator = self._denominator(cover)
         share = None if home is None else weight_over(weight, denominator, self.normalizer)
-        return self._reduced(self._tiles(cover, direct, share), denominator), self.gradient
+        if home is None and self._is_bare():
+            losses = self._bare_tiles(cover)
+        else:
+            losses = self._tiles(cover, direct, share)
+        return self._reduced(losses, denominator), self.gradient
 
     def _cover(self, direct: bool) -> list[Tile]:
         """The call in tiles; smaller ones where a tile needs buffers of its own."""
         spread = self.soft or self.spec.label_smoothing > 0 or self.view.mask is not None
-        small = spread or self.spec.inplace_gradient or not direct
         logits = self.view.logits
         numel = logits.numel() * logits.itemsize // self.dtype.itemsize
-        return tiles(logits.shape, tile_elements(numel, small))
+        return tiles(logits.shape, tile_elements(numel, small=spread or not direct))
+
+    def _is_bare(self) -> bool:
+        """Whether PyTorch's `nll_loss` has all that the losses of these rows need."""
+        return (
+            self.view.logits.dim() == 2
+            and self.view.logits.is_cpu
+            and not self.soft
+            and self.view.mask is None
+            and self.view.weight is None
+            and self.class_weight is None
+            and self.spec.label_smoothing == 0
+        )
+
+    def _bare_tiles(self, cover: list[Tile]) -> Iterator[tuple[Tile, Tensor]]:
+        """Unreduced losses (n,), tile by tile, in the fewest operators."""
+        scratch = None
+        for tile in cover:
+            logits = self.view.logits[tile.samples]
+            if scratch is None:  # the first tile is the largest
+                scratch = logits.new_empty(logits.shape, dtype=self.dtype)
+            out = scratch[: len(logits)]
+            t = in_dtype(self.view.targets[tile.samples], torch.int64)
+            yield tile, bare_losses(logits, t, out, self.spec.ignore_index)
 
     def _tiles(self, cover: list[Tile], direct: bool, share: Any) -> Iterator[tuple[Tile, Tensor]]:
         """Unreduced losses (n, d1, ...), tile by tile, and the gradient of each finished.
 
         p is written straight into the gradient where that is `direct`, a dense tile in the dtype of
-        the loss, and otherwise into a buffer. Where the gradient lies in the logits' own memory, it
-        is they that move.
+        the loss, and otherwise into a buffer. Where the gradient lies in the logits' own memory and
+        they are looked at twice, they move.
         """
         softmax, scratch = self._softmax(), None
+        twice = softmax.looks_twice(self.view.mask is not None)
+        moved = direct and self.spec.inplace_gradient and twice
         for tile in cover:
             part = self.view.tile(tile)
             at = self._positions(tile, part)
-            logits, out, moved = part.logits, part.gradient, direct and self.spec.inplace_gradient
+            logits, out = part.logits, part.gradient
+            if direct and self.spec.inplace_gradient:  # the same memory
+                out = logits
             if moved or not direct:
                 if scratch is None:  # the first tile is the largest
                     scratch = logits.new_empty(logits.numel(), dtype=self.dtype)

@@ -64,9 +64,10 @@ class Regression:
         direct, buffers = gradient is not None and gradient.dtype == self.dtype, None
         for r, y, weight, home, its_scale in self._blocks(gradient, scale):
             if buffers is None:  # the first block is the largest
-                buffers = self.r.new_empty((2 - direct, r.numel()), dtype=self.dtype)
+                count = 2 if self.need and not direct else 1
+                buffers = self.r.new_empty((count, r.numel()), dtype=self.dtype)
             scratch = [buffer[: r.numel()].view(r.shape) for buffer in buffers]
-            difference = home if direct else scratch[1]
+            difference = home if direct else scratch[-1]
             errors, finished = self._block(r, y, weight, its_scale, difference, scratch[0])
             if home is not None and not direct:
                 home.copy_(finished)

@@ -33,6 +33,23 @@ SMALLEST_P = math.exp(SMALLEST)
 LONG_ROW, PIECE = 1024, 128  # classes
 
 
+nll_loss: Any = torch._C._nn.nll_loss
+EACH = 0  # no reduction, as PyTorch's operators number it
+
+
+def bare_losses(logits: Tensor, targets: Tensor, out: Tensor, ignore_index: int) -> Tensor:
+    """Losses (n,) of rows (n, C) and class indices where no gradient is wanted; `out` is a buffer.
+
+    Raises:
+        IndexError: A class index lies outside [0, C).
+    """
+    if logits.dtype != out.dtype:
+        logits = out.copy_(logits)
+    log_p = torch.log_softmax(logits, 1, out=out)
+    losses: Tensor = nll_loss(log_p, targets, None, EACH, ignore_index)
+    return losses
+
+
 class Block(NamedTuple):
     """Some samples of a call: (n, C, d1, ...) of logits, and what is known of their positions."""
 
@@ -62,6 +79,10 @@ class Softmax:
         self.class_weight = class_weight  # (1, C, 1, ...)
         self.soft = soft  # whether targets are probabilities
 
+    def looks_twice(self, masked: bool) -> bool:
+        """Whether the logits of a block must stay until its gradient is finished."""
+        return not self.exactly and (self.soft or self.smoothing > 0 or masked)
+
     def losses(self, block: Block) -> Tensor:
         """Unreduced losses (n, d1, ...); with a scale, `out` holds the gradient afterwards."""
         if self.exactly or (block.scale is None and block.mask is None):
@@ -74,14 +95,16 @@ class Softmax:
     def _by_probability(self, block: Block) -> Tensor:
         """The losses of class indices without smoothing, from p."""
         index = block.targets.unsqueeze(1)
+        known = _target_and_largest(block.logits, index) if block.logits is block.out else None
         p = torch.softmax(_logits(block), 1, out=block.out)
         p_t = in_dtype(p.gather(1, index), self.sums)
         log_p_t = p_t.log().squeeze(1)
         ordinary = _ordinary(log_p_t, SMALLEST, block)
         if not ordinary:
-            p = torch.softmax(_logits(block, exactly=True), 1, out=block.out)
-            p_t = in_dtype(p.gather(1, index), self.sums)
-            by_logits = _log_by_logits(p, index, block)
+            if block.mask is not None:
+                p = torch.softmax(_logits(block, exactly=True), 1, out=block.out)
+                p_t = in_dtype(p.gather(1, index), self.sums)
+            by_logits = _log_by_logits(p, index, block, known)
             log_p_t = torch.where(p_t > SMALLEST_P, p_t.log(), by_logits.to(p_t)).squeeze(1)
         if block.scale is not None:
             factor = _by_class(block.scale)
@@ -181,10 +204,19 @@ class Softmax:
         return possible * (self.smoothing / possible.sum(1, keepdim=True).clamp(min=1))
 
 
-def _log_by_logits(p: Tensor, index: Tensor, block: Block) -> Tensor:
+def _target_and_largest(z: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """z_t and m, (n, 1, d1, ...) each; in float64, where their difference cannot overflow."""
+    return z.gather(1, index).double(), z.amax(1, keepdim=True).double()
+
+
+def _log_by_logits(
+    p: Tensor, index: Tensor, block: Block, known: tuple[Tensor, Tensor] | None
+) -> Tensor:
     """log p_t = (z_t - m) + log p_m, (n, 1, d1, ...), with the largest logit z_m = m."""
-    z = _logits(block._replace(out=torch.empty_like(p)), exactly=True)
-    log_p_t = z.gather(1, index).double() - z.amax(1, keepdim=True)
+    if known is None:
+        z = _logits(block._replace(out=torch.empty_like(p)), exactly=True)
+        known = _target_and_largest(z, index)
+    log_p_t = known[0] - known[1]
     log_p_t += p.amax(1, keepdim=True).double().log_()
     if block.mask is not None:
         log_p_t.masked_fill_(~block.mask.any(1, keepdim=True), -torch.inf)

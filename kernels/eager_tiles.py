@@ -123,6 +123,8 @@ class View(NamedTuple):
 
     def tile(self, tile: Tile) -> View:
         """The part of each that lies in a tile."""
+        if tile.along is None:
+            return View(*(None if view is None else view[tile.samples] for view in self))  # type: ignore[arg-type]
         logits, gradient, mask = (cut(view, tile, 2) for view in self[:3])
         targets = cut(self.targets, tile, 2 if self.probabilities else 1)
         return View(logits, gradient, mask, targets, cut(self.weight, tile))

@@ -2,7 +2,9 @@
 
 What a small loss costs is the operators that are dispatched and the Python around them, not bytes.
 An autograd Function of ours, forward and backward, is more of both than the nodes that PyTorch
-makes in C++. `auto` comes here; the closed form of `backend("eager")` is for all that is larger.
+makes in C++. `auto` comes here; the closed form of `backend("eager")` is for all that is larger. The
+sums are PyTorch's own: one of more than 32768 values may depend on the number of threads in its
+last bit.
 
 A call with its options left at their defaults goes through `plain`, ahead of every check: what is
 checked in Python costs as much as an operator. What PyTorch itself refuses, `plain` leaves to the
@@ -31,10 +33,11 @@ from fused_loss.spec import (
     number_in,
 )
 
-# Of either output. On two cores, float32, forward and backward, eager's time over that of this way
-# and over that of the closed form, by N x C: 1024x20 0.94 and 0.60, 256x1000 0.97 and 0.75 with
-# probabilities, 1024x1000 0.79 and 1.61.
-MOST_ELEMENTS = 1 << 19
+# On two cores, float32, forward and backward, eager's time over that of this way and over that of
+# the closed form, by N x C: 4096x65 1.06 and 0.47 with probabilities, 1024x512 0.95 and 0.68 with
+# ignored rows, 1024x1000 0.67 and 1.53 so. For squared errors PyTorch's one pass does for longer.
+MOST_LOGITS = 1 << 19
+MOST_ERRORS = 1 << 21
 REDUCTIONS = {"mean": 1, "sum": 2}  # as PyTorch's operators number them
 MEAN = REDUCTIONS["mean"]
 _PLAIN = (Tensor, Parameter)
@@ -55,10 +58,10 @@ def plain(
         type(z) in _PLAIN
         and z.is_cpu
         and z.dim() > 1
-        and 0 < z.numel() <= MOST_ELEMENTS
+        and 0 < z.numel() <= MOST_LOGITS
         and type(r) in _PLAIN
         and r.is_cpu
-        and 0 < r.numel() <= MOST_ELEMENTS
+        and 0 < r.numel() <= MOST_ERRORS
         and type(y) is Tensor
         and y.is_cpu
         and type(t) is Tensor
@@ -91,9 +94,9 @@ def takes(spec: LossSpec, tensors: LossTensors) -> bool:
     if not (spec.native and tensors.native):
         return False
     r, z, weight = tensors[0], tensors[1], tensors.class_weight
-    if r is not None and not (r.is_cpu and 0 < r.numel() <= MOST_ELEMENTS):
+    if r is not None and not (r.is_cpu and 0 < r.numel() <= MOST_ERRORS):
         return False
-    if z is not None and not (z.is_cpu and z.dim() > 1 and 0 < z.numel() <= MOST_ELEMENTS):
+    if z is not None and not (z.is_cpu and z.dim() > 1 and 0 < z.numel() <= MOST_LOGITS):
         return False
     # Where all labelled positions weigh 0 PyTorch's gradient is NaN, and ours 0.
     return weight is None or bool((weight > 0).all())

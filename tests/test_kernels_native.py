@@ -22,8 +22,8 @@ def test_value_and_gradients(case):
 
 
 def test_what_it_takes():
-    r, z, y, t = batch(n=512, c=512)
-    assert z.numel() == native.MOST_ELEMENTS
+    r, z, y, t = batch(n=1024, c=512)
+    assert z.numel() == native.MOST_LOGITS
     assert backend_of(r, z, y, t) == "native"
     assert backend_of(r, z, y, torch.softmax(z, 1)) == "native"
     assert backend_of(r, z, y, t, label_smoothing=0.1, ignore_index=3, reduction="sum") == "native"
@@ -47,9 +47,11 @@ def test_what_pytorch_lacks_is_not_for_it(scalars):
 
 
 def test_more_elements_are_not_for_it():
-    r, z, y, t = batch(n=512, c=513)
+    r, z, y, t = batch(n=1024, c=513)
     assert backend_of(r, z, y, t) == "eager"
-    long = torch.randn(native.MOST_ELEMENTS + 1)
+    assert native.plain(r, z, y, t, 0.5, None, 0.0) is None
+    long = torch.randn(native.MOST_ERRORS + 1)
+    assert native.plain(long, z[:8], long, t[:8], 0.5, None, 0.0) is None
     assert backend_of(long, None, long, None) == "eager"
     assert backend_of(r[:0], z[:0], y[:0], t[:0]) == "eager"
     assert backend_of(r[0], z[0], y[0], t[0]) == "eager"
@@ -66,6 +68,69 @@ def test_class_weights_that_may_add_up_to_nothing_are_not_for_it():
     for last, taken in ((1.0, "native"), (0.0, "eager"), (float("nan"), "eager")):
         weighted = tensors._replace(class_weight=torch.tensor([1.0, 2.0, last]))
         assert kernels.resolve(LossSpec(), weighted) == taken
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"alpha": 0.25}, {"label_smoothing": 0.1}, {"class_weight": torch.rand(5) + 0.5}],
+    ids=str,
+)
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("positions", [(), (4,)])
+def test_a_plain_call_has_the_bits_of_the_general_way(options, soft, positions, monkeypatch):
+    r, y = torch.randn(6, 2), torch.randn(6, 2)
+    z = torch.randn(6, 5, *positions)
+    t = torch.softmax(torch.randn_like(z), 1) if soft else torch.randint(5, (6, *positions))
+    leaves = [r.requires_grad_(), z.requires_grad_()]
+
+    def results():
+        loss = combined_loss(r, z, y, t, **options)
+        return loss, *torch.autograd.grad(loss, leaves)
+
+    assert native.plain(r, z, y, t, 0.5, options.get("class_weight"), 0.0) is not None
+    plain = results()
+    monkeypatch.setattr(native, "plain", lambda *_: None)
+    for one, other in zip(plain, results(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_what_a_plain_call_leaves_to_the_general_way():
+    r, z, y, t = batch(c=3)
+    weight = torch.ones(3)
+
+    def plain(**changes):
+        given = {"r": r, "z": z, "y": y, "t": t, "alpha": 0.5, "class_weight": None}
+        return native.plain(**{**given, "smoothing": 0.0, **changes})
+
+    assert plain() is not None
+    assert plain(class_weight=weight) is not None
+    for changes in (
+        {"r": r.double(), "y": y.double()},
+        {"y": y.double()},
+        {"y": y[:, None]},
+        {"r": r[:0], "y": y[:0]},
+        {"z": z[0], "t": t[0]},
+        {"z": z.bfloat16()},
+        {"t": t.int()},
+        {"t": t[:-1]},
+        {"t": t + 3},
+        {"t": z.double()},
+        {"t": z[:, :2]},
+        {"t": torch.full_like(t, -100)},
+        {"t": None},
+        {"alpha": 1},
+        {"alpha": torch.tensor(0.5)},
+        {"smoothing": 1.5},
+        {"smoothing": "0.1"},
+        {"class_weight": torch.zeros(3)},
+        {"class_weight": weight[:2]},
+        {"class_weight": weight.clone().requires_grad_()},
+        {"class_weight": [1.0, 1.0, 1.0]},
+    ):
+        assert plain(**changes) is None, changes
+    ignored = t.masked_fill(torch.arange(len(t)) == 0, -100)
+    assert plain(t=ignored) is not None
+    assert plain(t=ignored, z=z.masked_fill((ignored < 0)[:, None], torch.nan)) is None
 
 
 def test_no_function_of_ours_is_in_the_graph():
