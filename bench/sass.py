@@ -87,7 +87,7 @@ def _loops(instructions: list[_Instruction], labels: dict[str, int]) -> list[_Lo
 
 def _of_logits(loop: _Loop, instructions: list[_Instruction]) -> bool:
     body = instructions[loop.first : loop.last + 1]
-    touches = any(re.search(r"\b(LDG|STG)\b", text) for text, _ in body)
+    touches = any(re.search(r"\b(LDG|LDGSTS|STG)\b", text) for text, _ in body)
     return touches and bool(_functions(loop, instructions) & OF_LOGITS)
 
 

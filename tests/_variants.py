@@ -115,9 +115,10 @@ def _denominator_known(kind: str, there: bool, combined: bool, grad: bool, uncou
 
 
 def _tiling_known(kernel: str, c: dict[str, Any]) -> bool:
-    block_m, rows = triton_table.BLOCK_M, c["ROWS"]
+    block_m, rows = triton_table.BLOCK_M * c["warps"], c["ROWS"]
     if kernel == "reduce_kernel":
-        rest = c["BLOCK_M"] == block_m
+        tile = triton_table.Tile(rows, c["BLOCK_C"], c["ONE_BLOCK"], c["warps"])
+        rest = (c["BLOCK_M"], c["STAGES"]) == (block_m, tile.stages)
     else:
         rest = c["SAMPLES"] == (rows if c["ONE_POSITION"] else 1)
         rest = rest and c["BLOCK_D"] == max(1, block_m // c["SAMPLES"])

@@ -35,7 +35,9 @@ def test_every_tiling_is_legal():
         for number in (chosen.rows, chosen.block_c, chosen.warps):
             assert number & (number - 1) == 0
         assert chosen.one_block == (chosen.block_c >= classes)
-        assert 4 <= chosen.warps <= 16
+        assert 2 <= chosen.warps <= 16
+        assert chosen.warps >= 4 or chosen.rows == 1
+        assert chosen.stages == 1 or chosen.rows == 1
         assert chosen.rows * chosen.block_c <= 32 * 32 * chosen.warps
 
 
