@@ -252,7 +252,8 @@ def _accesses(compiled: Any) -> list[Access]:
 def _read_amdgcn(compiled: Any) -> tuple[Any, ...]:
     found = re.findall(r"\.(\w+): +(\d+)$", compiled.asm["amdgcn"], re.MULTILINE)
     used = {key: int(value) for key, value in found}
-    return used["vgpr_count"], 0, used["private_segment_fixed_size"], 0, [], 0, Work()
+    shared = compiled.metadata.shared
+    return used["vgpr_count"], shared, used["private_segment_fixed_size"], 0, [], 0, Work()
 
 
 def _work() -> None:
