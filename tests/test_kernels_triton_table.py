@@ -10,6 +10,7 @@ from _cases import BF16, EVERY_OPTION, F32, F64, TRITON_PLACES, Case
 
 import fused_loss
 from fused_loss import combined_loss
+from fused_loss.bench.calls import launches_go_to
 from fused_loss.kernels import triton_launch, triton_table
 from fused_loss.kernels.triton_table import tile
 
@@ -106,8 +107,35 @@ def test_where_labels_are_counted_apart(more, backend, device):
     assert_matches(problem, actual, fused(problem, "reference"))
 
 
+@pytest.mark.parametrize(("samples", "counted"), [(1447, 0), (1448, 0), (1449, 1)])
+def test_where_programs_would_read_too_many_labels_together(samples, counted):
+    """As many programs as rows: 1448 · 1448 labels are COUNT_READS at the most."""
+    names = []
+    z = torch.empty(samples, 1000, device="meta", requires_grad=True)
+    r, y, t = torch.empty(3, 1, 2, device="meta")[0], torch.empty(1, 2, device="meta"), z[:, 0]
+    with launches_go_to(lambda made, arguments: names.append(made.kernel.fn.__name__)):
+        with fused_loss.backend("triton"):
+            combined_loss(r, z, y, t.detach().long())
+    assert names == ["count_kernel"] * counted + ["reduce_kernel"]
+
+
 @PLACES
-@pytest.mark.parametrize("classes", [1, 2, 32, 1000, 4096, 16384, 16385])
+@pytest.mark.parametrize("more", [-1, 0, 1])
+@pytest.mark.parametrize("tiles", [1, 3])
+def test_whole_tiles_of_elements_and_what_is_left(tiles, more, backend, device):
+    elements = tiles * triton_table.BLOCK_M * tile(2, True, 1, 4).warps + more
+    hold(Case(missing="some", shapes=((elements,), (3, 2))), device)
+
+
+@PLACES
+@pytest.mark.parametrize("classes", [1, 2, 32, 512, 1000, 2048, 4096, 16384, 16385])
+def test_one_sample(classes, backend, device):
+    """In any tiling; smoothed, so that the classes beside the label count."""
+    hold(Case(smoothing=0.25, shapes=((1, 2), (1, classes))), device)
+
+
+@PLACES
+@pytest.mark.parametrize("classes", [1, 2, 32, 512, 1000, 2048, 4096, 16384, 16385])
 def test_nothing_is_labelled(classes, backend, device):
     """In any tiling: NaN, no gradient, and the ticket is left at zero."""
     z = torch.randn(2, classes, device=device, requires_grad=True)
