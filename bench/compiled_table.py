@@ -19,9 +19,9 @@ Counting and scaling kernels are left out.
 - *resident*: programs that fit a multiprocessor of sm_90 by registers, shared memory and warps.
 - *logits read*, *gradient written*, *outputs read*: bits that a load or a store moves for a thread,
   × how many such instructions PTX has. Beside the wide ones, the target's own logit is read alone.
-  A row that is read ahead has its loads twice, before the loop and in it. A gradient has two stores,
-  of which a row takes one. The outputs of the regression head are read in whole tiles, and once
-  more in code for what is left at the end.
+  A row that is read ahead has its loads twice, before the loop and in it. A gradient has two
+  stores, of which a row takes one. The outputs of the regression head are read in whole tiles, and
+  in code of its own for what is left at the end.
 - *instructions*: of SASS, in the loop over rows of logits, from the branch's goal to the branch,
   each counted once whether it is executed or not (the slow path of a division is in it). *A row*:
   what the warps of a program issue for one row; a loop over the blocks of a row counts once a

@@ -30,7 +30,6 @@ from fused_loss.kernels.triton_per_sample import per_sample_kernel
 from fused_loss.kernels.triton_reduce import reduce_kernel
 from fused_loss.kernels.triton_split import slices_kernel
 from fused_loss.kernels.triton_table import (
-    BLOCK_M,
     COUNT_BOUND,
     COUNT_CHUNK,
     COUNT_READS,
@@ -112,7 +111,7 @@ class Plan:
     def _reduce(self, heads: Heads, arguments: dict[str, Any], few: FewRows | None) -> Launch:
         n_cls = n_reg = 0
         warps, resident = heads.tile.warps, heads.tile.programs
-        block_m = BLOCK_M * warps
+        block_m = heads.tile.elements
         if few is not None:
             n_cls, self.published = few.writers, few.published
             reading = few.reading(arguments)
@@ -323,7 +322,7 @@ def _per_sample(
     heads: Heads, device: torch.device, arguments: dict[str, Any], upstream: Tensor | None
 ) -> Launch:
     one_position = heads.z.positions == 1 or heads.spec.per_position
-    block_m = BLOCK_M * heads.tile.warps
+    block_m = heads.tile.elements
     rows = block_m if heads.z.tensor is None else heads.tile.rows
     group = rows if one_position else 1
     seen = layout.Matrix(None) if upstream is None else layout.matrix(upstream)

@@ -19,7 +19,7 @@ BLOCK_MAX = 16384  # columns of float32 that are kept in registers, at 16 warps
 PIPELINED_FROM = 2048  # columns of a row from which the next one is read ahead, by cp.async
 STREAM_BLOCK = 8192  # columns a block of a longer row
 RESIDENT = 32  # warps that each head starts a multiprocessor; registers let 16 to 32 of them stay
-BLOCK_M = 512  # elements of the regression head a warp takes at a time: 16 a thread
+BLOCK_M = 512  # elements of the regression head a warp takes at a time, half of it from 8 warps
 SCALE_BLOCK = 4096  # elements of a gradient that are scaled at a time
 SCALE_RESIDENT = 8  # programs a multiprocessor
 COUNT_BOUND = 1 << 14  # positions whose labels each program counts itself: 128 KiB of int64
@@ -43,6 +43,11 @@ class Tile(NamedTuple):
     def stages(self) -> int:
         """Rows in flight a program: the one it works on, and the one that is read meanwhile."""
         return 2 if self.one_block and self.block_c >= PIPELINED_FROM else 1
+
+    @property
+    def elements(self) -> int:
+        """Of the regression head that a program takes at a time: 16 a thread, or 8."""
+        return BLOCK_M * min(self.warps, max(4, self.warps // 2))
 
     @property
     def programs(self) -> int:
@@ -79,6 +84,8 @@ def tile(classes: int, adjacent: bool, values: int, itemsize: int) -> Tile:
     warps = min(16, max(4, block_c * width // 1024))
     if adjacent and rows == 2:  # a program each: what is done once a row is done by fewer threads
         rows, warps = 1, 2
+    if block > longest and classes % 8:  # an address and a mask for each element of such rows
+        block_c //= 2
     return Tile(rows, block_c, block <= longest, warps)
 
 

@@ -32,11 +32,11 @@ from fused_loss.kernels.triton_math import (
 )
 from fused_loss.kernels.triton_passes import (
     count_possible,
+    is_at,
     loss_of,
     read_classes,
     scaled,
     store_gradient,
-    is_at,
     write_classes,
 )
 from fused_loss.kernels.triton_targets import (

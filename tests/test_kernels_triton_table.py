@@ -113,9 +113,9 @@ def test_where_programs_would_read_too_many_labels_together(samples, counted):
     names = []
     z = torch.empty(samples, 1000, device="meta", requires_grad=True)
     r, y, t = torch.empty(3, 1, 2, device="meta")[0], torch.empty(1, 2, device="meta"), z[:, 0]
-    with launches_go_to(lambda made, arguments: names.append(made.kernel.fn.__name__)):
-        with fused_loss.backend("triton"):
-            combined_loss(r, z, y, t.detach().long())
+    to = launches_go_to(lambda made, arguments: names.append(made.kernel.fn.__name__))
+    with to, fused_loss.backend("triton"):
+        combined_loss(r, z, y, t.detach().long())
     assert names == ["count_kernel"] * counted + ["reduce_kernel"]
 
 
@@ -123,7 +123,7 @@ def test_where_programs_would_read_too_many_labels_together(samples, counted):
 @pytest.mark.parametrize("more", [-1, 0, 1])
 @pytest.mark.parametrize("tiles", [1, 3])
 def test_whole_tiles_of_elements_and_what_is_left(tiles, more, backend, device):
-    elements = tiles * triton_table.BLOCK_M * tile(2, True, 1, 4).warps + more
+    elements = tiles * tile(2, True, 1, 4).elements + more
     hold(Case(missing="some", shapes=((elements,), (3, 2))), device)
 
 
