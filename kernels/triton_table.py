@@ -84,7 +84,9 @@ def tile(classes: int, adjacent: bool, values: int, itemsize: int) -> Tile:
     warps = min(16, max(4, block_c * width // 1024))
     if adjacent and rows == 2:  # a program each: what is done once a row is done by fewer threads
         rows, warps = 1, 2
-    if block > longest and classes % 8:  # an address and a mask for each element of such rows
+    if (
+        adjacent and block > longest and classes % 8
+    ):  # an address and a mask for each element of such rows
         block_c //= 2
     return Tile(rows, block_c, block <= longest, warps)
 
