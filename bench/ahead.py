@@ -35,7 +35,7 @@ class Access(NamedTuple):
     """Loads or stores of global memory through one of the kernel's pointers."""
 
     pointer: str  # "z_ptr"
-    kind: str  # "ld", "st"
+    kind: str  # "ld", "st"; "cp": a load into shared memory, ahead of its use
     bits: int  # that one instruction moves for a thread
     number: int  # of instructions
 
@@ -51,7 +51,7 @@ class Code(NamedTuple):
     spilled: int  # bytes a thread for which there is no register: stack and local memory
     unforced: int  # bytes that ptxas spills unforced, to fit one more block on a multiprocessor
     accesses: list[Access]
-    wide_loads: int  # LDG.E.128 in the machine code
+    wide_loads: int  # LDG.E.128 and LDGSTS.E.128 in the machine code
     work: Work  # of its loop over rows of logits
 
 
@@ -186,7 +186,7 @@ def _read_cubin(kernel: Any, options: dict[str, Any], compiled: Any) -> tuple[An
         all_registers = min(255, REGISTERS // (32 * options["num_warps"]))
         _, spilled = _usage(kernel.run(**options, maxnreg=all_registers))
     listing = _disassembly(compiled)
-    wide = listing.count("LDG.E.128")
+    wide = len(re.findall(r"\bLDG(?:STS)?\.E\S*\.128\b", listing))
     shared = compiled.metadata.shared
     return registers, shared, spilled, stack - spilled, _accesses(compiled), wide, work(listing)
 
@@ -240,6 +240,9 @@ def _accesses(compiled: Any) -> list[Access]:
                 if source in origin:
                     origin.setdefault(register, origin[source])
     found: Counter[tuple[str, str, int]] = Counter()
+    ahead = r"cp\.async\.c[ag]\.shared\.global \[.*?\], \[ *(%rd\d+).*?\], (0x\w+)"
+    for register, size in re.findall(ahead, ptx):  # into shared memory, for the next iteration
+        found[origin[register], "cp", 8 * int(size, 16)] += 1
     access = r"\b(ld|st)\.global\S*?(?:\.v(\d))?\.[bfus](\d+)\s.*\[ *(%rd\d+)"
     for kind, length, bits, register in re.findall(access, ptx):
         found[origin[register], kind, int(length or 1) * int(bits)] += 1
@@ -249,7 +252,8 @@ def _accesses(compiled: Any) -> list[Access]:
 def _read_amdgcn(compiled: Any) -> tuple[Any, ...]:
     found = re.findall(r"\.(\w+): +(\d+)$", compiled.asm["amdgcn"], re.MULTILINE)
     used = {key: int(value) for key, value in found}
-    return used["vgpr_count"], 0, used["private_segment_fixed_size"], 0, [], 0, Work()
+    shared = compiled.metadata.shared
+    return used["vgpr_count"], shared, used["private_segment_fixed_size"], 0, [], 0, Work()
 
 
 def _work() -> None:

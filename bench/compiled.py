@@ -12,6 +12,7 @@ import argparse
 import importlib.util
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fused_loss.bench.calls import DTYPES, Call
 from fused_loss.bench.compiled_families import Family, families
 from fused_loss.bench.compiled_table import markdown
 from fused_loss.bench.environment import environment
@@ -117,10 +119,15 @@ def _row(family: Family, code: Code) -> dict[str, Any]:
         "spilled": code.spilled,
         "unforced": code.unforced,
         "resident": resident(code.registers, code.shared, tile["warps"]),
-        "logits_read_bits": _bits(code, "z_ptr", "ld"),
-        "gradient_written_bits": _bits(code, "z_grad_ptr", "st"),
+        "logits_read_bits": _bits(code, "z_ptr"),
+        "gradient_written_bits": _bits(code, "z_grad_ptr"),
+        "outputs_read_bits": _bits(code, "r_ptr"),
         "instructions": code.work._asdict(),
         **per_row(code.work.row, code.work.blocks, family.call.classes, tile),
+        "bytes_a_logit": bytes_a_logit(family.call, code),
+        "instructions_an_element": code.work.elements * 32 * tile["warps"] / options["BLOCK_M"]
+        if "BLOCK_M" in options
+        else 0.0,
     }
 
 
@@ -157,7 +164,24 @@ def per_row(row: int, blocks: Sequence[int], classes: int, tile: dict[str, int])
     return {"warp_instructions_a_row": issued, "instructions_a_logit": 32 * issued / classes}
 
 
-def _bits(code: Code, pointer: str, kind: str) -> dict[str, int]:
+def bytes_a_logit(call: Call, code: Code) -> float:
+    """What memory has to move for a logit and what belongs to it; a second read is from L2.
+
+    Of a row that is split the first launch reads all that is read, and the second one writes.
+    """
+    size = DTYPES[call.z_dtype].itemsize
+    targets = size if call.targets == "soft" else 8 / call.classes
+    reads = size + targets + bool(call.class_mask)
+    writes = size if "z" in call.grads else 0
+    if code.kernel == "slices_kernel":
+        return reads
+    return writes if dict(code.variant).get("SPLIT") else reads + writes
+
+
+def _bits(code: Code, pointer: str) -> dict[str, int]:
     """How many accesses the code has of each width, widest first."""
-    found = {a.bits: a.number for a in code.accesses if (a.pointer, a.kind) == (pointer, kind)}
+    found: Counter[int] = Counter()
+    for access in code.accesses:
+        if access.pointer == pointer:
+            found[access.bits] += access.number
     return {str(bits): found[bits] for bits in sorted(found, reverse=True)}

@@ -17,17 +17,25 @@ Counting and scaling kernels are left out.
 - *registers* a thread, and *spilled* bytes a thread: stack and local memory. In parentheses what
   the assembler spills unforced, to fit one more program on a multiprocessor.
 - *resident*: programs that fit a multiprocessor of sm_90 by registers, shared memory and warps.
-- *logits read*, *gradient written*: bits that a load or a store moves for a thread, × how many such
-  instructions PTX has. Beside the wide ones, the target's own logit is read alone.
+- *logits read*, *gradient written*, *outputs read*: bits that a load or a store moves for a thread,
+  × how many such instructions PTX has. Beside the wide ones, the target's own logit is read alone.
+  A row that is read ahead has its loads twice, before the loop and in it. A gradient has two
+  stores, of which a row takes one. The outputs of the regression head are read in whole tiles, and
+  in code of its own for what is left at the end.
 - *instructions*: of SASS, in the loop over rows of logits, from the branch's goal to the branch,
   each counted once whether it is executed or not (the slow path of a division is in it). *A row*:
   what the warps of a program issue for one row; a loop over the blocks of a row counts once a
   block, the last, shorter one too. *A logit*: what a thread executes for one, 32 × that / C. What
   a program does before and after the loop does not count. A row that is split has two lines, whose
-  figures add up; the second has no such loop where nothing is written."""
+  figures add up; the second has no such loop where nothing is written. *An element*: what a thread
+  executes for an element of the regression head, which costs memory three times its size.
+- *bytes*: that memory moves for a logit and its gradient, class index, probability or mask; the
+  second read of a row that is longer than a block is not in it, since the L2 cache may have it.
+- *instructions a byte*: of those a logit. A multiprocessor issues at most 128 a clock."""
 HEAD = (
     "family", "kernel", "programs", "tile", "registers", "spilled", "resident", "logits read",
-    "gradient written", "instructions a row", "a logit",
+    "gradient written", "instructions a row", "a logit", "bytes", "instructions a byte",
+    "outputs read", "instructions an element",
 )  # fmt: skip
 
 Row = dict[str, Any]
@@ -42,7 +50,7 @@ def markdown(results: dict[str, Any]) -> str:
         f"```\n{results['command']}\n```",
         f"{date(results)}, {versions(results)}, commit {results['environment']['commit']}.",
         LEGEND,
-        table(HEAD, [_line(row) for row in rows], "llrlrrrllrr"),
+        table(HEAD, [_line(row) for row in rows], "llrlrrrllrrrrlr"),
         f"{spills} of {len(rows)} launches spill for want of registers.",
     ]
     return "\n\n".join(parts) + "\n"
@@ -62,6 +70,10 @@ def _line(row: Row) -> list[str]:
         _widths(row["gradient_written_bits"]),
         _count(row["warp_instructions_a_row"]),
         _count(row["instructions_a_logit"]),
+        _count(row["bytes_a_logit"]),
+        _count(row["instructions_a_logit"] / (row["bytes_a_logit"] or 1)),
+        _widths(row["outputs_read_bits"]),
+        _count(row["instructions_an_element"]),
     ]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 OF_LOGITS = {"row_tile", "read_classes", "write_classes", "count_possible"}
+OF_ELEMENTS = {"error_tile"}
 
 
 class Work(NamedTuple):
@@ -22,6 +23,7 @@ class Work(NamedTuple):
 
     row: int = 0  # for a tile of rows, without what follows
     blocks: tuple[int, ...] = ()  # of each loop over the blocks of a row, for one block
+    elements: int = 0  # for a tile of elements of the regression head
 
 
 class _Instruction(NamedTuple):
@@ -47,7 +49,9 @@ def work(listing: str) -> Work:
         listing: What `nvdisasm -c -g` prints of a kernel.
     """
     instructions, labels = _parse(listing)
-    loops = [loop for loop in _loops(instructions, labels) if _of_logits(loop, instructions)]
+    found = _loops(instructions, labels)
+    loops = [loop for loop in found if _touches(loop, instructions, OF_LOGITS)]
+    others = [loop for loop in found if _touches(loop, instructions, OF_ELEMENTS)]
     outer = [loop for loop in loops if not any(loop.inside(other) for other in loops)]
     row = 0
     blocks: list[int] = []
@@ -60,7 +64,8 @@ def work(listing: str) -> Work:
             row += len(loop)
         else:  # of a slice: no loop around it
             blocks.append(len(loop))
-    return Work(row, tuple(blocks))
+    elements = max((len(loop) for loop in others if loop not in loops), default=0)
+    return Work(row, tuple(blocks), elements)
 
 
 def _parse(listing: str) -> tuple[list[_Instruction], dict[str, int]]:
@@ -85,10 +90,10 @@ def _loops(instructions: list[_Instruction], labels: dict[str, int]) -> list[_Lo
     return found
 
 
-def _of_logits(loop: _Loop, instructions: list[_Instruction]) -> bool:
+def _touches(loop: _Loop, instructions: list[_Instruction], functions: set[str]) -> bool:
     body = instructions[loop.first : loop.last + 1]
-    touches = any(re.search(r"\b(LDG|STG)\b", text) for text, _ in body)
-    return touches and bool(_functions(loop, instructions) & OF_LOGITS)
+    touches = any(re.search(r"\b(LDG|LDGSTS|STG)\b", text) for text, _ in body)
+    return touches and bool(_functions(loop, instructions) & functions)
 
 
 def _functions(loop: _Loop, instructions: list[_Instruction]) -> set[str]:

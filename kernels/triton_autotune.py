@@ -32,11 +32,11 @@ from fused_loss.kernels.triton_plan import Plan
 from fused_loss.kernels.triton_table import MOST_ROWS, Tile
 
 ENABLED = os.environ.get("FUSED_LOSS_AUTOTUNE") == "1"
-WARPS = 4, 16  # at least and at most
+WARPS = 2, 16  # at least and at most
 HELD = 32  # registers a thread for what it holds of a tile, at most
 LAUNCHES = 10  # of a sample
 SAMPLES = 3
-OF_TILING = ("ROWS", "BLOCK_C", "ONE_BLOCK", "BLOCK_M", "SAMPLES", "BLOCK_D", "n_cls")
+OF_TILING = ("ROWS", "BLOCK_C", "ONE_BLOCK", "BLOCK_M", "SAMPLES", "BLOCK_D", "STAGES", "n_cls")
 
 _lock = threading.Lock()
 _warned: set[str] = set()

@@ -22,9 +22,9 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def programs(tiles: int, warps: int, device: torch.device) -> int:
-    """One wave of resident programs at the most: each walks its tiles in a loop."""
-    return max(1, min(tiles, processors(device) * max(1, 32 // warps)))
+def programs(tiles: int, resident: int, device: torch.device) -> int:
+    """So many a multiprocessor at the most: each walks its tiles in a loop."""
+    return max(1, min(tiles, processors(device) * resident))
 
 
 def cdiv(a: int, b: int) -> int:

@@ -27,7 +27,7 @@ from fused_loss.kernels.triton_scaling import scaling
 from fused_loss.kernels.triton_table import Tile
 from fused_loss.spec import LossSpec, LossTensors, Needs, Outcome
 
-PARTIALS = 4096  # elements of scratch at least: it is allocated once a thread and stream
+PARTIALS = 16384  # elements of scratch at least: it is allocated once a thread and stream
 Pointers = dict[str, Any]  # a kernel's arguments that no plan holds: tensors, and a few numbers
 
 

@@ -29,7 +29,13 @@ from fused_loss.kernels.triton_heads import PLACES, Heads, Input
 from fused_loss.kernels.triton_per_sample import per_sample_kernel
 from fused_loss.kernels.triton_reduce import reduce_kernel
 from fused_loss.kernels.triton_split import slices_kernel
-from fused_loss.kernels.triton_table import BLOCK_M, COUNT_BOUND, COUNT_CHUNK, SPLIT_MOST, Tile
+from fused_loss.kernels.triton_table import (
+    COUNT_BOUND,
+    COUNT_CHUNK,
+    COUNT_READS,
+    SPLIT_MOST,
+    Tile,
+)
 from fused_loss.spec import LossSpec, LossTensors, Needs
 
 
@@ -104,17 +110,18 @@ class Plan:
 
     def _reduce(self, heads: Heads, arguments: dict[str, Any], few: FewRows | None) -> Launch:
         n_cls = n_reg = 0
-        warps = heads.tile.warps
+        warps, resident = heads.tile.warps, heads.tile.programs
+        block_m = heads.tile.elements
         if few is not None:
             n_cls, self.published = few.writers, few.published
             reading = few.reading(arguments)
             self.slices = Launch(slices_kernel, few.programs, self.device, warps, **reading)
         elif heads.z.tensor is not None:
-            n_cls = programs(cdiv(heads.positions, heads.tile.rows), warps, self.device)
+            n_cls = programs(cdiv(heads.positions, heads.tile.rows), resident, self.device)
         if heads.r.tensor is not None:
-            n_reg = programs(cdiv(heads.elements, BLOCK_M), warps, self.device)
+            n_reg = programs(cdiv(heads.elements, block_m), resident, self.device)
         self.partials = 2 * (n_cls + n_reg)
-        regression, classification = self._denominators(heads)
+        regression, classification = self._denominators(heads, n_cls, n_reg)
         return Launch(
             reduce_kernel,
             n_cls + n_reg,
@@ -133,11 +140,14 @@ class Plan:
             Z_DENOMINATOR=classification.kind,
             FLAT=heads.flat() and heads.r.tensor is not None,
             SPLIT=SPLIT_MOST if few else 0,
+            STAGES=heads.tile.stages,
             ROWS=heads.tile.rows,
-            BLOCK_M=BLOCK_M,
+            BLOCK_M=block_m,
         )
 
-    def _denominators(self, heads: Heads) -> tuple[Denominator, Denominator]:
+    def _denominators(
+        self, heads: Heads, n_cls: int, n_reg: int
+    ) -> tuple[Denominator, Denominator]:
         """Of both heads; those that a launch of their own has to find are counted there."""
         spec, tensors = heads.spec, heads.tensors
         by_weight = heads.element_weight.tensor is not None or spec.ignores_nan
@@ -160,8 +170,8 @@ class Plan:
             heads.inputs["r_denominator_ptr"] = Input(PLACES["regression_normalizer"])
         if z.kind == "tensor":
             heads.inputs["z_denominator_ptr"] = Input(PLACES["classification_normalizer"])
-        count_r = not r.known and heads.r_grad is not None and heads.elements > COUNT_BOUND
-        count_z = not z.known and heads.z_grad is not None and heads.positions > COUNT_BOUND
+        count_r = not r.known and heads.r_grad is not None and _counted(heads.elements, n_reg)
+        count_z = not z.known and heads.z_grad is not None and _counted(heads.positions, n_cls)
         if count_r or count_z:
             self.count = _count(heads, self.device, count_r, count_z)
             self.partials = max(self.partials, self.count.programs)
@@ -262,6 +272,11 @@ def _denominator(
     return Denominator(number=float(count or nothing))
 
 
+def _counted(number: int, programs: int) -> bool:
+    """Whether so many are too many for so many programs to count each for itself."""
+    return number > COUNT_BOUND or number * programs > COUNT_READS
+
+
 def _count(heads: Heads, device: torch.device, count_r: bool, count_z: bool) -> Launch:
     """The launch that finds both denominators of "mean", (2,)."""
     n_cls = cdiv(heads.positions, COUNT_CHUNK) if count_z else 0
@@ -307,12 +322,13 @@ def _per_sample(
     heads: Heads, device: torch.device, arguments: dict[str, Any], upstream: Tensor | None
 ) -> Launch:
     one_position = heads.z.positions == 1 or heads.spec.per_position
-    rows = BLOCK_M if heads.z.tensor is None else heads.tile.rows
+    block_m = heads.tile.elements
+    rows = block_m if heads.z.tensor is None else heads.tile.rows
     group = rows if one_position else 1
     seen = layout.Matrix(None) if upstream is None else layout.matrix(upstream)
     return Launch(
         per_sample_kernel,
-        programs(cdiv(heads.samples(), group), heads.tile.warps, device),
+        programs(cdiv(heads.samples(), group), heads.tile.programs, device),
         device,
         heads.tile.warps,
         **arguments,
@@ -323,5 +339,5 @@ def _per_sample(
         ONE_POSITION=one_position,
         ROWS=rows,
         SAMPLES=group,
-        BLOCK_D=max(1, BLOCK_M // group),
+        BLOCK_D=max(1, block_m // group),
     )

@@ -116,6 +116,7 @@ def reduce_kernel(
     SPLIT: tl.constexpr,  # 0, or how many slices a row has at most
     ONE_BLOCK: tl.constexpr,
     UNIT: tl.constexpr,
+    STAGES: tl.constexpr,  # 2: the next row is read while this one is worked on
     ROWS: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -166,7 +167,7 @@ def reduce_kernel(
             else:
                 losses = tl.zeros([ROWS], tl.float64)
                 row_shares = tl.zeros([ROWS], tl.float64)
-                for tile in range(pid, tl.cdiv(positions, ROWS), n_cls):
+                for tile in tl.range(pid, tl.cdiv(positions, ROWS), n_cls, num_stages=STAGES):
                     p = tl.full([], tile, tl.int64) * ROWS + tl.arange(0, ROWS)
                     tile_losses, tile_shares = row_tile(
                         z, t, z_grad, class_mask, position_weight, class_weight_ptr, p,
@@ -195,8 +196,19 @@ def reduce_kernel(
                     r_scale = tl.where(M == 0.0, 0.0, r_scale)
             errors = tl.zeros([BLOCK_M], ACC)
             error_shares = tl.zeros([BLOCK_M], ACC)
-            for tile in range(pid - n_cls, tl.cdiv(elements, BLOCK_M), programs - n_cls):
+            whole = elements // BLOCK_M  # tiles without a mask, which move vectors, then the rest
+            first = pid - n_cls
+            step = programs - n_cls
+            for tile in range(first, whole, step):
                 i = tl.full([], tile, tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+                tile_errors, tile_shares = error_tile(
+                    r, y, r_grad, element_weight, i, tl.full([BLOCK_M], True, tl.int1), D,
+                    r_scale.to(ACC), HAS_ELEMENT_WEIGHT, IGNORE_NAN, FLAT, GRAD_R, ACC,
+                )  # fmt: skip
+                errors += tile_errors
+                error_shares += tile_shares
+            if (elements % BLOCK_M != 0) & (first == whole % step):
+                i = tl.full([], whole, tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
                 tile_errors, tile_shares = error_tile(
                     r, y, r_grad, element_weight, i, i < elements, D, r_scale.to(ACC),
                     HAS_ELEMENT_WEIGHT, IGNORE_NAN, FLAT, GRAD_R, ACC,

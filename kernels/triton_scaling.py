@@ -13,7 +13,7 @@ from torch import Tensor
 from fused_loss.kernels import layout
 from fused_loss.kernels.triton_grid import PLANS, Launch, Signature, cdiv, programs, stand_in
 from fused_loss.kernels.triton_scale import scale_kernel
-from fused_loss.kernels.triton_table import SCALE_BLOCK
+from fused_loss.kernels.triton_table import SCALE_BLOCK, SCALE_RESIDENT
 
 
 class Scaling(NamedTuple):
@@ -53,7 +53,7 @@ def recall(
     a, b = dense[0][1].numel(), dense[-1][1].numel() if len(dense) > 1 else 0
     launch = Launch(
         scale_kernel,
-        programs(cdiv(max(a, b), 4 * SCALE_BLOCK), 4, device),
+        programs(cdiv(max(a, b), 4 * SCALE_BLOCK), SCALE_RESIDENT, device),
         device,
         warps=4,
         a_elements=a,

@@ -16,10 +16,14 @@ STRIDED_TILE = 1024  # the same where classes are not adjacent in memory: an add
 STRIDED_BLOCK = 64  # and the columns of its blocks
 MOST_ROWS = 128  # of a tile: one a thread, since each holds a dozen addresses and sums
 BLOCK_MAX = 16384  # columns of float32 that are kept in registers, at 16 warps
+PIPELINED_FROM = 2048  # columns of a row from which the next one is read ahead, by cp.async
 STREAM_BLOCK = 8192  # columns a block of a longer row
-BLOCK_M = 2048  # elements of the regression head a program takes at a time
+RESIDENT = 32  # warps that each head starts a multiprocessor; registers let 16 to 32 of them stay
+BLOCK_M = 512  # elements of the regression head a warp takes at a time, half of it from 8 warps
 SCALE_BLOCK = 4096  # elements of a gradient that are scaled at a time
+SCALE_RESIDENT = 8  # programs a multiprocessor
 COUNT_BOUND = 1 << 14  # positions whose labels each program counts itself: 128 KiB of int64
+COUNT_READS = 1 << 21  # labels that all programs together read for that, from L2: 16 MiB of int64
 COUNT_CHUNK = 1 << 13  # positions a program of the counting kernel
 SPLIT = True  # few long rows: several programs a row, at the price of a launch. Not measured
 SPLIT_FROM = 32000  # columns of such a row at least
@@ -34,6 +38,21 @@ class Tile(NamedTuple):
     block_c: int
     one_block: bool
     warps: int
+
+    @property
+    def stages(self) -> int:
+        """Rows in flight a program: the one it works on, and the one that is read meanwhile."""
+        return 2 if self.one_block and self.block_c >= PIPELINED_FROM else 1
+
+    @property
+    def elements(self) -> int:
+        """Of the regression head that a program takes at a time: 16 a thread, or 8."""
+        return BLOCK_M * min(self.warps, max(4, self.warps // 2))
+
+    @property
+    def programs(self) -> int:
+        """That each head starts a multiprocessor, at the most."""
+        return max(1, RESIDENT // self.warps)
 
 
 class Slices(NamedTuple):
@@ -63,6 +82,12 @@ def tile(classes: int, adjacent: bool, values: int, itemsize: int) -> Tile:
         held = max(held, WIDE)
     rows = min(MOST_ROWS, max(1, held // block_c))
     warps = min(16, max(4, block_c * width // 1024))
+    if adjacent and rows == 2:  # a program each: what is done once a row is done by fewer threads
+        rows, warps = 1, 2
+    if (
+        adjacent and block > longest and classes % 8
+    ):  # an address and a mask for each element of such rows
+        block_c //= 2
     return Tile(rows, block_c, block <= longest, warps)
 
 

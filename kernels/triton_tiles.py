@@ -24,6 +24,7 @@ import triton.language as tl
 from fused_loss.kernels.triton_math import (
     divide,
     element_of,
+    exp,
     multiple_of,
     rounded,
     row_of,
@@ -31,9 +32,11 @@ from fused_loss.kernels.triton_math import (
 )
 from fused_loss.kernels.triton_passes import (
     count_possible,
+    is_at,
     loss_of,
     read_classes,
     scaled,
+    store_gradient,
     write_classes,
 )
 from fused_loss.kernels.triton_targets import (
@@ -106,7 +109,7 @@ def row_tile(
         m = tl.max(x, 1)
         shift = tl.where(m == float("-inf"), 0.0, m)
         centred = x - shift[:, None]
-        e = tl.exp(centred)
+        e = exp(centred)
         total = row_sums(e, z[0])
         mass = tl.zeros(p.shape, ACC)
         cross = tl.zeros(p.shape, ACC)
@@ -154,10 +157,10 @@ def row_tile(
             else:
                 if SMOOTH:
                     d -= even[:, None] * w
-                d -= tl.where(c == label[:, None], hit[:, None], 0.0)
-            kept = labelled[:, None] & possible if HAS_MASK else labelled[:, None]
-            d = tl.where(kept, d, 0.0)
-            tl.store(g_row[:, None] + c * g[2], rounded(d, g[0]), mask=mask)
+                d -= tl.where(is_at(label, 0, BLOCK_C), hit[:, None], 0.0)
+            if HAS_MASK:
+                d = tl.where(possible, d, 0.0)
+            store_gradient(g_row[:, None] + c * g[2], d, g[0], labelled, mask)
         else:
             write_classes(
                 rows, steps, g_row, g[2], w_ptr, inside, labelled, label, hit, shift, over, scale,

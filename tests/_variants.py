@@ -115,9 +115,11 @@ def _denominator_known(kind: str, there: bool, combined: bool, grad: bool, uncou
 
 
 def _tiling_known(kernel: str, c: dict[str, Any]) -> bool:
-    block_m, rows = triton_table.BLOCK_M, c["ROWS"]
+    rows = c["ROWS"]
+    tile = triton_table.Tile(rows, c["BLOCK_C"], c["ONE_BLOCK"], c["warps"])
+    block_m = tile.elements
     if kernel == "reduce_kernel":
-        rest = c["BLOCK_M"] == block_m
+        rest = (c["BLOCK_M"], c["STAGES"]) == (block_m, tile.stages)
     else:
         rest = c["SAMPLES"] == (rows if c["ONE_POSITION"] else 1)
         rest = rest and c["BLOCK_D"] == max(1, block_m // c["SAMPLES"])
@@ -148,10 +150,11 @@ def _split_tile(values: int, itemsize: int) -> triton_table.Tile:
 
 @functools.cache
 def _tiles(present: bool, values: int, itemsize: int) -> frozenset[triton_table.Tile]:
-    """The launch table: a tile for each power of two of classes, and one for what is longer."""
+    """The launch table: a tile for each power of two of classes, and two for what is longer."""
     if not present:
         return frozenset([triton_table.tile(1, True, 1, itemsize)])
     lengths = [1 << k for k in range(triton_table.BLOCK_MAX.bit_length() + 1)]
+    lengths.append(lengths[-1] + 1)  # as its classes are no multiple of 8
     return frozenset(
         triton_table.tile(classes, adjacent, values, itemsize)
         for classes, adjacent in itertools.product(lengths, (True, False))

@@ -37,7 +37,7 @@ def test_the_command_writes_its_table(tmp_path: Path, capsys: pytest.CaptureFixt
         assert 1 < row["instructions_a_logit"] < 1000
         assert len(row["instructions"]["blocks"]) == 1
         assert row["instructions"]["row"] == 0
-    assert writing["gradient_written_bits"] == {"128": 1}
+    assert writing["gradient_written_bits"] == {"128": 2}  # of the gradient, or of 0
 
 
 def test_the_committed_table_has_the_tiles_that_the_launch_table_picks():
@@ -65,11 +65,12 @@ def test_the_committed_report_is_of_the_committed_results():
 def test_nothing_in_the_committed_table_spills_and_aligned_rows_move_128_bits():
     for row, classes in ((row, int(row["family"].split()[-3])) for row in committed()["rows"]):
         assert row["spilled"] == 0
+        assert not row["outputs_read_bits"] or set(row["outputs_read_bits"]) == {"128"}
         if classes % 16 == 0:
             for widths in (row["logits_read_bits"], row["gradient_written_bits"]):
                 alone = {bits: count for bits, count in widths.items() if bits != "128"}
                 assert not widths or "128" in widths or list(alone.values()) == [1], row["family"]
-                assert sum(alone.values()) <= row["tile"]["rows"]
+                assert sum(alone.values()) <= max(2, row["tile"]["rows"])  # 2 if it is read ahead
 
 
 @pytest.mark.parametrize(

@@ -118,3 +118,29 @@ def test_it_says_that_nothing_was_measured():
     from fused_loss.kernels.dispatch import TRITON_PROVEN_ON_HARDWARE
 
     assert ("Nothing on this page has been measured" in PAGE) is not TRITON_PROVEN_ON_HARDWARE
+
+
+def test_the_reach_quotes_the_committed_table_and_says_what_was_not_measured():
+    """Registers, programs that stay, widths, instructions and bytes, of each family."""
+    committed = {}
+    for line in COMPILED.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 15:
+            committed[cells[0], cells[1]] = cells
+    section = PAGE.partition("## The reach")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in section.splitlines()]
+    rows = [cells for cells in rows if len(cells) == 10 and cells[1:3] != ["shown by", "kernel"]][
+        1:
+    ]
+    assert len(rows) >= 30
+    for _, family, kernel, registers, stay, read, instructions, *rest in rows:
+        cells = committed[family, kernel]
+        warps = re.findall(r"(\d+) warps", cells[3])[0]
+        outputs = family.startswith("regression-heavy")
+        assert registers == cells[4]
+        assert stay == f"{cells[6]} × {warps}"
+        assert (read, instructions) == (
+            (cells[13], cells[14]) if outputs else (cells[7], cells[10])
+        )
+        assert outputs or rest[:2] == cells[11:13]
+        assert rest[-1] == "not measured"

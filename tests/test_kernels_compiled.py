@@ -88,8 +88,11 @@ def check(call: Call, codes: list[Code]) -> None:
     assert codes
     for code in codes:
         assert code.spilled == 0, f"{code.spilled} bytes a thread in {code.kernel} {code.variant}"
+        assert code.shared <= 99 << 10  # of a program on sm_86 and sm_89, which have least
         if call.vectors and code.kernel in TILED:
             check_widths(call, code)
+        if dict(code.variant).get("FLAT") and code.kernel == "reduce_kernel":
+            check_regression_widths(call, code)
 
 
 def check_widths(call: Call, code: Code) -> None:
@@ -97,9 +100,11 @@ def check_widths(call: Call, code: Code) -> None:
 
     A thread reads its share of a tile once, or twice where the gradient takes a second pass, and
     not at all for the other head's gradient. A row that is split is read once for its sums, and
-    once for its gradient. Only the target's own logit is read alone, one a row.
+    once for its gradient. One that is read ahead is so before the loop, and in it. A gradient has
+    two stores, of which a row takes one. Only the target's own logit is read alone, one a row.
     """
     reading = {"GRAD_Z": False, "DEFERRED": False, "ONE_BLOCK": False, "ROWS": 1, "SPLIT": 0}
+    reading["STAGES"] = 1
     options = reading | dict(code.variant)
     tile = options["ROWS"] * options["BLOCK_C"] // (32 * options["warps"])  # elements a thread
     passes = 2 if options["GRAD_Z"] and not options["ONE_BLOCK"] else 1
@@ -110,19 +115,40 @@ def check_widths(call: Call, code: Code) -> None:
     z_bytes = DTYPES[call.z_dtype].itemsize
     spread = code.kernel == "slices_kernel" and options["SMOOTH"] and options["SOFT"]
     again = 2 if spread and options["HAS_MASK"] else 1  # see `triton_split`
-    shares = {("z_ptr", "ld"): again * passes * tile * z_bytes}
+    passes *= options["STAGES"]
+    shares = {"z_ptr": again * passes * tile * z_bytes}
     if options["SOFT"]:
-        shares["t_ptr", "ld"] = passes * tile * (4 if call.targets == "soft32" else z_bytes)
+        shares["t_ptr"] = passes * tile * (4 if call.targets == "soft32" else z_bytes)
     if options["GRAD_Z"]:
-        shares["z_grad_ptr", "st"] = tile * z_bytes
-    for key, share in shares.items():
-        counts = Counter({a.bits: a.number for a in code.accesses if (a.pointer, a.kind) == key})
-        assert counts.pop(128, 0) == share // 16
-        alone = options["ROWS"] if key == ("z_ptr", "ld") and not options["SOFT"] else 0
+        shares["z_grad_ptr"] = 2 * tile * z_bytes
+    for pointer, share in shares.items():
+        counts = widths(code, pointer)
+        assert counts.pop(128, 0) == share // 16, pointer
+        alone = options["ROWS"] * options["STAGES"]
+        alone *= pointer == "z_ptr" and not options["SOFT"]
         assert sum(counts.values()) <= alone
+        ahead = any((a.pointer, a.kind) == (pointer, "cp") for a in code.accesses)
+        assert ahead == (options["STAGES"] == 2 and pointer != "z_grad_ptr")
     assert code.wide_loads >= sum(
-        a.number for a in code.accesses if (a.kind, a.bits) == ("ld", 128)
+        a.number for a in code.accesses if a.kind != "st" and a.bits == 128
     )
+
+
+def check_regression_widths(call: Call, code: Code) -> None:
+    """Whole tiles of outputs, targets and gradient move 128 bits an access, for any N·D."""
+    options = dict(code.variant)
+    share = options["BLOCK_M"] // (32 * options["warps"]) * DTYPES[call.r_dtype].itemsize
+    for pointer in ("r_ptr", "y_ptr", *["r_grad_ptr"][: options["GRAD_R"]]):
+        assert widths(code, pointer)[128] >= share // 16, pointer
+
+
+def widths(code: Code, pointer: str) -> Counter[int]:
+    """How many accesses to the memory of a pointer there are of each width, in bits."""
+    counts: Counter[int] = Counter()
+    for access in code.accesses:
+        if access.pointer == pointer:
+            counts[access.bits] += access.number
+    return counts
 
 
 @pytest.mark.parametrize("call", [*pairwise(SPACE), *regimes()], ids=name)
@@ -179,6 +205,7 @@ def test_compiles_for_mi300(compiler: Compiler, call: Call) -> None:
     codes = compiler.compile(call, GFX942)
     assert codes
     assert not any(code.spilled for code in codes)
+    assert all(code.shared <= 65536 for code in codes)  # as it has a program
 
 
 def trials() -> list[Any]:
@@ -187,7 +214,7 @@ def trials() -> list[Any]:
     full = [("bf16", 16), ("f32", 1024), ("f64", 2048), ("f32", 8192), ("bf16", 32000)]
     others = [
         *[Call(z_dtype=z, r_dtype=z, classes=classes) for z, classes in plain],
-        *[FULL._replace(z_dtype=z, r_dtype=z, classes=classes) for z, classes in full],
+        *[FULL._replace(z_dtype=z, r_dtype=z, classes=c, samples="many") for z, c in full],
         Call(reduction="none"),
         Call(layout="spatial"),
         Call(layout="transposed", classes=3),

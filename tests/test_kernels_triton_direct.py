@@ -1,6 +1,7 @@
 """What is launched again is what Triton would launch: the same machine code and arguments.
 
-A process without the interpreter launches for a GPU that is not there: see `_relaunch`.
+Processes without the interpreter launch for a GPU that is not there: see `_relaunch`, and
+`_launcher` for what reaches the driver.
 """
 
 from __future__ import annotations
@@ -39,12 +40,15 @@ STEPS = {
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("direct"))
-    worker = Path(__file__).with_name("_relaunch.py")
-    done = subprocess.run(
-        [sys.executable, worker], env=environment, capture_output=True, text=True, check=False
-    )
+    return answers("_relaunch.py", tmp_path_factory.mktemp("direct"))
+
+
+def answers(worker: str, folder: Path, **variables: str) -> dict[str, Any]:
+    """What a worker printed last."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | variables
+    environment["TRITON_CACHE_DIR"] = str(folder / "cache")
+    command = [sys.executable, Path(__file__).with_name(worker)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -60,6 +64,23 @@ def test_a_wrong_launch_is_seen(steps: dict[str, Any]) -> None:
     """Logits off their alignment, started with the code for aligned ones."""
     assert not steps["blind"]["wrong"]
     assert any(text.startswith("reduce_kernel") for text in steps["blind to an offset"]["wrong"])
+
+
+def test_what_reaches_the_driver_is_what_the_machine_code_takes(tmp_path: Path) -> None:
+    """Through Triton's own launcher: grid, stream, shared memory and each parameter's bytes."""
+    library = tmp_path / "libcuda.so.1"
+    source = Path(__file__).with_name("_driver.c")
+    options = ["-shared", "-fPIC", f"-Wl,-soname,{library.name}"]
+    subprocess.run(["cc", *options, "-o", library, source], check=True)
+    found = answers("_launcher.py", tmp_path, TRITON_LIBCUDA_PATH=str(tmp_path))
+    wrong = found.pop("mixed up")["wrong"]
+    assert [text.partition(":")[0] for text in wrong] == [
+        "reduce_kernel.w_reg",
+        "reduce_kernel.w_cls",
+    ]
+    asked = {name: (step["launches"], step["asked"]) for name, step in found.items()}
+    assert asked == {"first": (2, 2), "again": (2, 0), "a normalizer": (2, 2), "none": (2, 2)}
+    assert not any(step["wrong"] for step in found.values())
 
 
 def test_alignment_is_told_for_each_pointer() -> None:

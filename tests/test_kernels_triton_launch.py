@@ -198,6 +198,17 @@ def assert_cross_entropy(z, t, weight, kernels, backend):
         assert error(value, oracle) <= error(yardstick, oracle) + 2 * ulp(abs(oracle), z.dtype)
 
 
+def test_the_same_bits_in_a_hundred_launches(backend, device):
+    """On one ticket, on which those of more programs arrive too."""
+    case = Case(targets="hard-100", shapes=((3, 2), (3, 5)))
+    one, other = case.problem(device), replace(case, shapes=((3, 2), (300, 5))).problem(device)
+    first = fused(one, backend)
+    for again in range(100):
+        if again % 20 == 0:
+            fused(other, backend)
+        assert all(torch.equal(first[name], value) for name, value in fused(one, backend).items())
+
+
 def test_the_ticket_is_left_at_zero(shrunken, backend, device):
     case = Case(targets="hard-100", shapes=LONG["NC"])
     for problem in (case.problem(device), replace(case, dtypes=(F16, F32)).problem(device)):

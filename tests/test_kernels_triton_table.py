@@ -10,6 +10,7 @@ from _cases import BF16, EVERY_OPTION, F32, F64, TRITON_PLACES, Case
 
 import fused_loss
 from fused_loss import combined_loss
+from fused_loss.bench.calls import launches_go_to
 from fused_loss.kernels import triton_launch, triton_table
 from fused_loss.kernels.triton_table import tile
 
@@ -18,8 +19,11 @@ LONGEST = triton_table.BLOCK_MAX + 2
 
 
 def begins(adjacent: bool, values: int, itemsize: int) -> list[int]:
-    """The lengths from which another tiling takes over."""
-    tiles = [tile(classes, adjacent, values, itemsize) for classes in range(1, LONGEST)]
+    """The lengths from which another tiling takes over; those of longer rows count as one."""
+    tiles: list[object] = []
+    for classes in range(1, LONGEST):
+        chosen = tile(classes, adjacent, values, itemsize)
+        tiles.append(chosen if chosen.one_block else "longer")
     return [c + 1 for c in range(1, len(tiles)) if tiles[c] != tiles[c - 1]]
 
 
@@ -35,7 +39,9 @@ def test_every_tiling_is_legal():
         for number in (chosen.rows, chosen.block_c, chosen.warps):
             assert number & (number - 1) == 0
         assert chosen.one_block == (chosen.block_c >= classes)
-        assert 4 <= chosen.warps <= 16
+        assert 2 <= chosen.warps <= 16
+        assert chosen.warps >= 4 or chosen.rows == 1
+        assert chosen.stages == 1 or chosen.rows == 1
         assert chosen.rows * chosen.block_c <= 32 * 32 * chosen.warps
 
 
@@ -57,7 +63,7 @@ def hold(case: Case, device: str, classes_apart: bool = False) -> None:
 
 
 @PLACES
-@pytest.mark.parametrize("classes", around(begins(True, 1, 4)))
+@pytest.mark.parametrize("classes", [*around(begins(True, 1, 4)), triton_table.BLOCK_MAX + 8])
 def test_a_row_that_is_kept_and_longer_ones(classes, backend, device):
     """A tile of rows and one row more; of long rows a single one."""
     rows = tile(classes, True, 1, 4).rows
@@ -104,8 +110,35 @@ def test_where_labels_are_counted_apart(more, backend, device):
     assert_matches(problem, actual, fused(problem, "reference"))
 
 
+@pytest.mark.parametrize(("samples", "counted"), [(1447, 0), (1448, 0), (1449, 1)])
+def test_where_programs_would_read_too_many_labels_together(samples, counted):
+    """As many programs as rows: 1448 · 1448 labels are COUNT_READS at the most."""
+    names = []
+    z = torch.empty(samples, 1000, device="meta", requires_grad=True)
+    r, y, t = torch.empty(3, 1, 2, device="meta")[0], torch.empty(1, 2, device="meta"), z[:, 0]
+    to = launches_go_to(lambda made, arguments: names.append(made.kernel.fn.__name__))
+    with to, fused_loss.backend("triton"):
+        combined_loss(r, z, y, t.detach().long())
+    assert names == ["count_kernel"] * counted + ["reduce_kernel"]
+
+
 @PLACES
-@pytest.mark.parametrize("classes", [1, 2, 32, 1000, 4096, 16384, 16385])
+@pytest.mark.parametrize("more", [-1, 0, 1])
+@pytest.mark.parametrize("tiles", [1, 3])
+def test_whole_tiles_of_elements_and_what_is_left(tiles, more, backend, device):
+    elements = tiles * tile(2, True, 1, 4).elements + more
+    hold(Case(missing="some", shapes=((elements,), (3, 2))), device)
+
+
+@PLACES
+@pytest.mark.parametrize("classes", [1, 2, 32, 512, 1000, 2048, 4096, 16384, 16385])
+def test_one_sample(classes, backend, device):
+    """In any tiling; smoothed, so that the classes beside the label count."""
+    hold(Case(smoothing=0.25, shapes=((1, 2), (1, classes))), device)
+
+
+@PLACES
+@pytest.mark.parametrize("classes", [1, 2, 32, 512, 1000, 2048, 4096, 16384, 16385])
 def test_nothing_is_labelled(classes, backend, device):
     """In any tiling: NaN, no gradient, and the ticket is left at zero."""
     z = torch.randn(2, classes, device=device, requires_grad=True)
