@@ -2,8 +2,8 @@
 
 What a small loss costs is the operators that are dispatched and the Python around them, not bytes.
 An autograd Function of ours, forward and backward, is more of both than the nodes that PyTorch
-makes in C++. `auto` comes here; the closed form of `backend("eager")` is for all that is larger. The
-sums are PyTorch's own: one of more than 32768 values may depend on the number of threads in its
+makes in C++. `auto` comes here; the closed form of `backend("eager")` is for all that is larger.
+The sums are PyTorch's own: one of more than 32768 values may depend on the number of threads in its
 last bit.
 
 A call with its options left at their defaults goes through `plain`, ahead of every check: what is
