@@ -138,8 +138,7 @@ def combined_loss(
         NotImplementedError: The backend was asked for by name and does not take this case.
     """
     if (
-        loss_weights is None
-        and class_mask is None
+        class_mask is None
         and regression_weight is None
         and classification_weight is None
         and regression_normalizer is None
@@ -148,21 +147,23 @@ def combined_loss(
         and ignore_index == NO_LABEL
         and nan_targets == "propagate"
         and empty == "nan"
-        and reduction == "mean"
-        and not return_components
         and inplace_gradient is False
+        and (loss_weights is None or alpha is DEFAULT_ALPHA)
     ):
-        loss = kernels.plain(
+        found = kernels.plain(
             regression_output,
             classification_output,
             regression_targets,
             classification_targets,
             alpha,
+            loss_weights,
             class_weight,
             label_smoothing,
+            reduction,
         )
-        if loss is not None:
-            return loss
+        if found is not None:
+            loss, mse, ce = found
+            return (loss, Components(mse.detach(), ce.detach())) if return_components else loss
     spec, tensors = arrange(
         regression_output,
         classification_output,

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,19 +70,11 @@ def asked() -> str:
     return _choice.name
 
 
-def plain(
-    r: Tensor,
-    z: Tensor,
-    y: Tensor,
-    t: Tensor,
-    alpha: float | Tensor,
-    class_weight: Tensor | None,
-    label_smoothing: float,
-) -> Tensor | None:
-    """The loss of a small call without further options, if it is for `auto` to take; or None."""
+def plain(*arguments: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+    """`native.plain` of these arguments, where `auto` may take a call; None elsewhere."""
     if asked() != "auto" or torch.compiler.is_compiling() or torch._C._is_tracing():
         return None
-    return native.plain(r, z, y, t, alpha, class_weight, label_smoothing)
+    return native.plain(*arguments)
 
 
 def resolve(spec: LossSpec, tensors: LossTensors) -> str:

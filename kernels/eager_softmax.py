@@ -33,7 +33,7 @@ SMALLEST_P = math.exp(SMALLEST)
 LONG_ROW, PIECE = 1024, 128  # classes
 
 
-nll_loss: Any = torch._C._nn.nll_loss
+nll_loss: Any = torch._C._nn.nll_loss  # type: ignore[attr-defined]
 EACH = 0  # no reduction, as PyTorch's operators number it
 
 

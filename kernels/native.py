@@ -6,7 +6,7 @@ makes in C++. `auto` comes here; the closed form of `backend("eager")` is for al
 The sums are PyTorch's own: one of more than 32768 values may depend on the number of threads in its
 last bit.
 
-A call with its options left at their defaults goes through `plain`, ahead of every check: what is
+A call with most options left at their defaults goes through `plain`, ahead of every check: what is
 checked in Python costs as much as an operator. What PyTorch itself refuses, `plain` leaves to the
 general way, which says what is wrong.
 """
@@ -39,7 +39,7 @@ from fused_loss.spec import (
 MOST_LOGITS = 1 << 19
 MOST_ERRORS = 1 << 21
 REDUCTIONS = {"mean": 1, "sum": 2}  # as PyTorch's operators number them
-MEAN = REDUCTIONS["mean"]
+EACH = 0  # none
 _PLAIN = (Tensor, Parameter)
 
 # Without the wrappers of torch.nn.functional, which cost as much as the operators.
@@ -48,11 +48,32 @@ cross_entropy_loss: Any = torch._C._nn.cross_entropy_loss
 
 
 def plain(
-    r: Any, z: Any, y: Any, t: Any, alpha: Any, class_weight: Any, smoothing: float
-) -> Tensor | None:
-    """`combined_loss` of few float32 elements on a CPU, with no other option; None if it is not so.
+    r: Any,
+    z: Any,
+    y: Any,
+    t: Any,
+    alpha: Any,
+    pair: Any,
+    class_weight: Any,
+    smoothing: float,
+    reduction: str,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The loss and its components of few float32 elements on a CPU, attached to the graph.
 
-    Also None where an operator refuses the arguments, and where nothing may have a label.
+    Args:
+        r: `regression_output`; the next three are the others in order.
+        z: Logits.
+        y: Regression targets.
+        t: Class indices or probabilities.
+        alpha: Where there is no pair.
+        pair: `loss_weights`, or None.
+        class_weight: As in `combined_loss`, whose further options have their defaults.
+        smoothing: `label_smoothing`.
+        reduction: As in `combined_loss`.
+
+    Returns:
+        None where it is no such call, where an operator refuses the arguments, and where perhaps
+        nothing has a label: the general way takes it.
     """
     if not (
         type(z) in _PLAIN
@@ -68,25 +89,48 @@ def plain(
         and r.dtype is z.dtype is y.dtype is torch.float32
         and (t.dtype is torch.int64 or t.dtype is torch.float32)
         and r.shape == y.shape
-        and (class_weight is None or _constant_weight(class_weight))
-        and isinstance(alpha, float)
+        and (class_weight is None or _is_constant(class_weight))
     ):
         return None
+    apart = reduction == "none" and z.dim() == 2 and r.shape[:1] == z.shape[:1]
+    weights = _pair(alpha, pair)
+    if weights is None or not (apart or reduction in REDUCTIONS):
+        return None
     try:
-        ce = cross_entropy_loss(z, t, class_weight, MEAN, NO_LABEL, smoothing)
-        loss = _weighted(mse_loss(r, y, MEAN), ce, alpha, 1.0 - alpha)
+        how = EACH if apart else REDUCTIONS[reduction]
+        ce = cross_entropy_loss(z, t, class_weight, how, NO_LABEL, smoothing)
+        mse = mse_loss(r, y, how)
+        if apart and mse.dim() > 1:
+            mse = mse.flatten(1).mean(1)
+        loss = _weighted(mse, ce, *weights)
         unlabelled = t.dtype is torch.int64 and t.min().item() < 0
         if unlabelled and not math.isfinite(z.sum().item()):
             return None
-        if (unlabelled or class_weight is not None) and not math.isfinite(ce.item()):
+        of_all = unlabelled or class_weight is not None
+        if of_all and not apart and not math.isfinite(ce.item()):
             return None
     except (RuntimeError, IndexError, TypeError, ValueError):
         return None
-    return loss
+    return loss, mse, ce
 
 
-def _constant_weight(weight: Any) -> bool:
+def _is_constant(weight: Any) -> bool:
     return type(weight) is Tensor and not weight.requires_grad
+
+
+def _pair(alpha: Any, pair: Any) -> tuple[Any, Any] | None:
+    """(w_reg, w_cls): two floats or two 0-d float32 tensors; None for anything else."""
+    given = alpha if pair is None else pair
+    if type(given) in _PLAIN:
+        if not (given.is_cpu and given.dtype is torch.float32):
+            return None
+        if pair is None:
+            return (given, 1 - given) if given.dim() == 0 else None
+        return given.unbind() if given.shape == (2,) else None
+    if pair is None:
+        return (alpha, 1.0 - alpha) if isinstance(alpha, float) else None
+    floats = type(pair) is tuple and len(pair) == 2 and type(pair[0]) is type(pair[1]) is float
+    return pair if floats else None
 
 
 def takes(spec: LossSpec, tensors: LossTensors) -> bool:
@@ -113,18 +157,22 @@ def forward(spec: LossSpec, tensors: LossTensors, needs: Needs) -> Outcome:
         only = ce if mse is None else mse
         assert only is not None
         return Outcome(only, None, None, None)
+    pair: Any
     if tensors.weights is None:
         assert spec.weights is not None
-        loss = _weighted(mse, ce, *(number_in(weight, ce.dtype) for weight in spec.weights))
+        pair = (number_in(weight, ce.dtype) for weight in spec.weights)
     else:
         weights = tensors.weights.to(mse.dtype)
         pair = weights.unbind() if weights.dim() else (weights, 1 - weights)
-        loss = pair[0] * mse + pair[1] * ce
+    loss = _weighted(mse, ce, *pair)
     return Outcome(loss, torch.stack((mse, ce)) if needs.components else None, None, None)
 
 
-def _weighted(mse: Tensor, ce: Tensor, w_reg: float, w_cls: float) -> Tensor:
-    """w_reg · mse + w_cls · ce in two nodes."""
+def _weighted(mse: Tensor, ce: Tensor, w_reg: Any, w_cls: Any) -> Tensor:
+    """w_reg · mse + w_cls · ce: in two nodes, if the weights are numbers."""
+    if isinstance(w_cls, Tensor):
+        loss: Tensor = w_reg * mse + w_cls * ce
+        return loss
     return torch.add(ce * _constant(w_cls, ce.dtype), mse, alpha=w_reg)
 
 

@@ -49,9 +49,9 @@ def test_what_pytorch_lacks_is_not_for_it(scalars):
 def test_more_elements_are_not_for_it():
     r, z, y, t = batch(n=1024, c=513)
     assert backend_of(r, z, y, t) == "eager"
-    assert native.plain(r, z, y, t, 0.5, None, 0.0) is None
+    assert native.plain(r, z, y, t, 0.5, None, None, 0.0, "mean") is None
     long = torch.randn(native.MOST_ERRORS + 1)
-    assert native.plain(long, z[:8], long, t[:8], 0.5, None, 0.0) is None
+    assert native.plain(long, z[:8], long, t[:8], 0.5, None, None, 0.0, "mean") is None
     assert backend_of(long, None, long, None) == "eager"
     assert backend_of(r[:0], z[:0], y[:0], t[:0]) == "eager"
     assert backend_of(r[0], z[0], y[0], t[0]) == "eager"
@@ -72,8 +72,18 @@ def test_class_weights_that_may_add_up_to_nothing_are_not_for_it():
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"alpha": 0.25}, {"label_smoothing": 0.1}, {"class_weight": torch.rand(5) + 0.5}],
-    ids=str,
+    [
+        {},
+        {"alpha": 0.25},
+        {"label_smoothing": 0.1},
+        {"class_weight": torch.rand(5) + 0.5},
+        {"reduction": "sum"},
+        {"reduction": "none"},
+        {"loss_weights": (2.0, 0.25)},
+        {"alpha": torch.tensor(0.3, requires_grad=True)},
+        {"loss_weights": torch.tensor([2.0, 0.3], requires_grad=True)},
+    ],
+    ids=lambda options: ",".join(options),
 )
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("positions", [(), (4,)])
@@ -82,16 +92,25 @@ def test_a_plain_call_has_the_bits_of_the_general_way(options, soft, positions, 
     z = torch.randn(6, 5, *positions)
     t = torch.softmax(torch.randn_like(z), 1) if soft else torch.randint(5, (6, *positions))
     leaves = [r.requires_grad_(), z.requires_grad_()]
+    leaves += [v for v in options.values() if isinstance(v, torch.Tensor) and v.requires_grad]
+    taken = []
 
     def results():
-        loss = combined_loss(r, z, y, t, **options)
-        return loss, *torch.autograd.grad(loss, leaves)
+        loss, components = combined_loss(r, z, y, t, return_components=True, **options)
+        assert not any(component.requires_grad for component in components)
+        return loss, *components, *torch.autograd.grad(loss.sum(), leaves)
 
-    assert native.plain(r, z, y, t, 0.5, options.get("class_weight"), 0.0) is not None
+    def noted(*arguments, plain=native.plain):
+        taken.append(plain(*arguments))
+        return taken[-1]
+
+    monkeypatch.setattr(native, "plain", noted)
     plain = results()
+    assert (taken[0] is None) == (options == {"reduction": "none"} and bool(positions))
     monkeypatch.setattr(native, "plain", lambda *_: None)
+    few_ulps = 8 * torch.finfo(torch.float32).eps if "reduction" in options else 0.0
     for one, other in zip(plain, results(), strict=True):
-        assert torch.equal(one, other)
+        torch.testing.assert_close(one, other, rtol=few_ulps, atol=few_ulps / 8)
 
 
 def test_what_a_plain_call_leaves_to_the_general_way():
@@ -99,8 +118,9 @@ def test_what_a_plain_call_leaves_to_the_general_way():
     weight = torch.ones(3)
 
     def plain(**changes):
-        given = {"r": r, "z": z, "y": y, "t": t, "alpha": 0.5, "class_weight": None}
-        return native.plain(**{**given, "smoothing": 0.0, **changes})
+        given = {"r": r, "z": z, "y": y, "t": t, "alpha": 0.5, "pair": None}
+        given |= {"class_weight": None, "smoothing": 0.0, "reduction": "mean"}
+        return native.plain(**{**given, **changes})
 
     assert plain() is not None
     assert plain(class_weight=weight) is not None
@@ -119,7 +139,17 @@ def test_what_a_plain_call_leaves_to_the_general_way():
         {"t": torch.full_like(t, -100)},
         {"t": None},
         {"alpha": 1},
-        {"alpha": torch.tensor(0.5)},
+        {"alpha": torch.tensor([0.5])},
+        {"alpha": torch.tensor(0.5).double()},
+        {"alpha": (0.5, 0.5)},
+        {"pair": [0.5, 0.5]},
+        {"pair": (1, 0.5)},
+        {"pair": torch.tensor(0.5)},
+        {"pair": torch.ones(3)},
+        {"pair": torch.ones(2).half()},
+        {"reduction": "none", "r": r[0], "y": y[0]},
+        {"reduction": "none", "z": z[..., None], "t": t[:, None]},
+        {"reduction": "average"},
         {"smoothing": 1.5},
         {"smoothing": "0.1"},
         {"class_weight": torch.zeros(3)},
