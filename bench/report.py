@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fused_loss.bench import accuracy, compare, compiled, render
+from fused_loss.bench import accuracy, compare, compiled, options, render
 from fused_loss.bench.cases import DTYPES, Case, Phase
 from fused_loss.bench.environment import environment
 from fused_loss.bench.kinds import INFERENCE, LOSS, kind_of
@@ -26,7 +26,13 @@ from fused_loss.bench.stored import FILE, SCHEMA
 from fused_loss.bench.suites import SUITES, custom, suite
 from fused_loss.bench.written import write_json
 
-ACTIONS = {"compare": compare, "render": render, "accuracy": accuracy, "compiled": compiled}
+ACTIONS = {
+    "compare": compare,
+    "render": render,
+    "accuracy": accuracy,
+    "options": options,
+    "compiled": compiled,
+}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +86,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, metavar="DIR", help="write results.json, report.md and plots there"
     )
     actions = parser.add_subparsers(
-        dest="action", metavar="[compare|render|accuracy|compiled]", title="other than the clock"
+        dest="action", metavar=f"[{'|'.join(ACTIONS)}]", title="other than the clock"
     )
     for name, action in ACTIONS.items():
         action.configure(actions.add_parser(name, help=action.ABOUT, description=action.ABOUT))
