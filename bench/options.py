@@ -1,7 +1,7 @@
 """How long each option of the loss takes, beside the same written out in PyTorch's own operators.
 
-Both are timed in turns, in one run: forward under no-grad, and forward and backward together. Before
-the clock starts they must agree.
+Both are timed in turns, in one run: forward under no-grad, and forward and backward together.
+Before the clock starts they must agree.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fused_loss import combined_loss
 from fused_loss.bench.environment import environment
-from fused_loss.bench.measure import Neighbours, Plan, alternate
+from fused_loss.bench.measure import Neighbours, Plan, Timing, alternate
 from fused_loss.bench.option_cases import CASES, OptionCase, Problem, problem
 from fused_loss.bench.programs import Program
 from fused_loss.bench.stored import Ratio, ratio
@@ -86,20 +86,13 @@ def rows(
                 programs = {"eager": _program(theirs, step), "fused": _program(ours, step)}
                 with Neighbours() as neighbours:
                     timings = alternate(programs, [tensors], torch.device("cpu"), plan)
-                yield {
-                    "size": list(size),
-                    "option": case.name,
-                    "phase": phase,
-                    "neighbours": neighbours.cores,
-                    **{
-                        name: _row(timing.seconds, timing.median)
-                        for name, timing in timings.items()
-                    },
-                }
+                row = {"size": list(size), "option": case.name, "phase": phase}
+                row["neighbours"] = neighbours.cores
+                yield row | {name: _samples(timing) for name, timing in timings.items()}
 
 
-def _row(seconds: Sequence[float], median: float) -> Row:
-    return {"median_s": median, "samples_s": list(seconds)}
+def _samples(timing: Timing) -> Row:
+    return {"median_s": timing.median, "samples_s": list(timing.seconds)}
 
 
 def _ours(case: OptionCase, tensors: Problem) -> Callable[[Problem], Tensor]:
@@ -131,19 +124,23 @@ def speedup(row: Row) -> Ratio:
 def markdown(results: dict[str, Any]) -> str:
     """The table: an option a line, a size and phase a column."""
     measured = results["rows"]
-    cells = {(row["option"], *row["size"], row["phase"]): _cell(speedup(row)) for row in measured}
-    columns = list(dict.fromkeys((*row["size"], row["phase"]) for row in measured))
-    head = ["option", *(f"{N}x{C}, {phase}" for N, C, _, phase in columns)]
+    cells = {(row["option"], _column(row)): _cell(speedup(row)) for row in measured}
+    columns = list(dict.fromkeys(map(_column, measured)))
     options = dict.fromkeys(row["option"] for row in measured)
-    lines = [[escape(name), *(cells[name, *column] for column in columns)] for name in options]
+    lines = [[escape(name), *(cells[name, column] for column in columns)] for name in options]
     parts = [
         f"# The time of each option: {machine(results)}",
         f"```\n{results['command']}\n```",
         f"{date(results)}, {versions(results)}, commit {results['environment']['commit']}.",
         LEGEND,
-        table(head, lines, "l" + "r" * len(columns)),
+        table(["option", *columns], lines, "l" + "r" * len(columns)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _column(row: Row) -> str:
+    N, C, _ = row["size"]
+    return f"{N}x{C}, {row['phase']}"
 
 
 def _cell(compared: Ratio) -> str:
