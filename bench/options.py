@@ -86,7 +86,7 @@ def rows(
                 programs = {"eager": _program(theirs, step), "fused": _program(ours, step)}
                 with Neighbours() as neighbours:
                     timings = alternate(programs, [tensors], torch.device("cpu"), plan)
-                row = {"size": list(size), "option": case.name, "phase": phase}
+                row: Row = {"size": list(size), "option": case.name, "phase": phase}
                 row["neighbours"] = neighbours.cores
                 yield row | {name: _samples(timing) for name, timing in timings.items()}
 
