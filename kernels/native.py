@@ -98,10 +98,10 @@ def plain(
         return None
     try:
         how = EACH if apart else REDUCTIONS[reduction]
-        ce = cross_entropy_loss(z, t, class_weight, how, NO_LABEL, smoothing)
         mse = mse_loss(r, y, how)
         if apart and mse.dim() > 1:
             mse = mse.flatten(1).mean(1)
+        ce = cross_entropy_loss(z, t, class_weight, how, NO_LABEL, smoothing)
         loss = _weighted(mse, ce, *weights)
         unlabelled = t.dtype is torch.int64 and t.min().item() < 0
         if unlabelled and not math.isfinite(z.sum().item()):
