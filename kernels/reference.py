@@ -6,6 +6,10 @@ backward, `torch.func` and forward-mode differentiation all work through it.
 
 Where PyTorch lacks an option it is `log_softmax`, `gather` and `where`. A `where` hides a NaN from
 the value but not from the gradient, so what must not matter is replaced before it is used.
+
+On a CPU all of it is computed in float64, and each result is rounded once; an accelerator may not
+have float64, or have it slow, and a compiled graph would lose half of its speed: there it is the
+dtype of the loss.
 """
 
 from __future__ import annotations
@@ -28,28 +32,43 @@ def forward(spec: LossSpec, tensors: LossTensors) -> tuple[Tensor, Tensor | None
         The weighted loss, () or (N,), and `stack((regression, classification))`; None in its place
         where there is one head only.
     """
-    parts = heads(spec, tensors)
+    parts = _heads(spec, tensors)
+    dtype = accumulation_dtype(tensors.regression_output, tensors.classification_output)
     if len(parts) == 1:  # cross_entropy or mse_loss alone: weight 1
-        return parts[0], None
+        return parts[0].to(dtype), None
     mse, ce = parts
     if tensors.weights is None:
         assert spec.weights is not None
         w_reg, w_cls = spec.weights
-        return w_reg * mse + w_cls * ce, torch.stack((mse, ce))
-    weights = tensors.weights.to(mse.dtype)
-    pair = (weights, 1 - weights) if weights.dim() == 0 else weights.unbind()
-    return pair[0] * mse + pair[1] * ce, torch.stack((mse, ce))
+    else:
+        weights = tensors.weights.to(mse.dtype)
+        w_reg, w_cls = (weights, 1 - weights) if weights.dim() == 0 else weights.unbind()
+    return (w_reg * mse + w_cls * ce).to(dtype), torch.stack((mse, ce)).to(dtype)
 
 
 def heads(spec: LossSpec, tensors: LossTensors) -> tuple[Tensor, ...]:
     """The losses of those heads that are there, regression first, each with a graph of its own."""
     dtype = accumulation_dtype(tensors.regression_output, tensors.classification_output)
+    return tuple(loss.to(dtype) for loss in _heads(spec, tensors))
+
+
+def _heads(spec: LossSpec, tensors: LossTensors) -> tuple[Tensor, ...]:
+    """The same in the dtype that they were computed in."""
+    dtype = _working_dtype(tensors)
     parts = []
     if tensors.regression_output is not None:
         parts.append(_regression(spec, tensors, dtype))
     if tensors.classification_output is not None:
         parts.append(_classification(spec, tensors, dtype))
     return tuple(parts)
+
+
+def _working_dtype(tensors: LossTensors) -> torch.dtype:
+    outputs = tensors.regression_output, tensors.classification_output
+    on_cpu = all(output is None or output.device.type == "cpu" for output in outputs)
+    if on_cpu and not torch.compiler.is_compiling():
+        return torch.float64
+    return accumulation_dtype(*outputs)
 
 
 def _regression(spec: LossSpec, tensors: LossTensors, dtype: torch.dtype) -> Tensor:
