@@ -102,8 +102,11 @@ def loss_of(
     HAS_MASK: tl.constexpr,
     SMOOTH: tl.constexpr,
 ):
-    """A row's loss, A, and what q' is at a class index beside even·w; each (ROWS,)."""
-    log_total = tl.log(total)
+    """A row's loss in float64, A, and what q' is at a class index beside even·w; each (ROWS,).
+
+    A value a row is little beside its logits: what the sums of the row come to is rounded once.
+    """
+    log_total = tl.log(total).to(tl.float64)
     if HAS_MASK:
         log_total = tl.where(count == 0.0, 0.0, log_total)
     hit = w_t
@@ -112,7 +115,7 @@ def loss_of(
     else:
         if SMOOTH:
             hit = keep * w_t  # q' is even·w, and at t also this
-        nll = log_total - (z_t - shift)
+        nll = log_total - (z_t.to(tl.float64) - shift)
         if HAS_MASK:
             nll = tl.where((hit == 0.0) & (nll == float("inf")), 0.0, nll)
         loss = hit * nll
@@ -128,12 +131,15 @@ def loss_of(
 def scaled(
     mass, total, hit, even, scale, SOFT: tl.constexpr, SMOOTH: tl.constexpr, ACC: tl.constexpr
 ):
-    """A / s, and what class indices are in q', times the scale of the row; each (ROWS,)."""
+    """A / s, and what class indices are in q', times the scale of the row, and that; (ROWS,) each.
+
+    The scale comes in float64, and each product with it is rounded once.
+    """
     if not SOFT:
-        hit *= scale
+        hit = (hit * scale).to(ACC)
         if SMOOTH:
-            even *= scale
-    return divide(mass * scale, total, ACC), hit, even
+            even = (even * scale).to(ACC)
+    return divide((mass * scale).to(ACC), total, ACC), hit, even, scale.to(ACC)
 
 
 @triton.jit
@@ -168,7 +174,7 @@ def write_classes(
     inside,
     labelled,
     label,
-    hit,  # of `scaled`, as `over` and `even`
+    hit,  # of `scaled`, as `over`, `scale` and `even`
     shift,
     over,
     scale,
