@@ -6,7 +6,7 @@
 import triton
 import triton.language as tl
 
-from fused_loss.kernels.triton_math import divide, exp, rounded, row_sums
+from fused_loss.kernels.triton_math import exp, rounded, row_sums
 from fused_loss.kernels.triton_targets import (
     class_targets,
     class_weights,
@@ -72,7 +72,7 @@ def read_classes(
         new_shift = tl.where(m == float("-inf"), 0.0, m)
         centred = x - new_shift[:, None]
         carried = tl.where(total == 0.0, 0.0, total * exp(shift - new_shift))  # 0 · inf
-        total = carried + row_sums(exp(centred), z_row)
+        total = (carried + row_sums(exp(centred), z_row)).to(ACC)
         if SOFT or SMOOTH:
             q = class_weights(w_ptr, k, last, HAS_WEIGHT, ACC)
             if SOFT:
@@ -106,7 +106,7 @@ def loss_of(
 
     A value a row is little beside its logits: what the sums of the row come to is rounded once.
     """
-    log_total = tl.log(total).to(tl.float64)
+    log_total = tl.log(total.to(z_t.dtype)).to(tl.float64)
     if HAS_MASK:
         log_total = tl.where(count == 0.0, 0.0, log_total)
     hit = w_t
@@ -129,17 +129,31 @@ def loss_of(
 
 @triton.jit
 def scaled(
-    mass, total, hit, even, scale, SOFT: tl.constexpr, SMOOTH: tl.constexpr, ACC: tl.constexpr
+    shift,
+    total,
+    mass,
+    z_t,
+    w_t,
+    hit,  # of `loss_of`, as `mass`
+    even,
+    scale,  # in float64
+    SOFT: tl.constexpr,
+    SMOOTH: tl.constexpr,
+    ACC: tl.constexpr,
 ):
-    """A / s, and what class indices are in q', times the scale of the row, and that; (ROWS,) each.
+    """What a row of the gradient is made of, times its scale, and that; each (ROWS,).
 
-    The scale comes in float64, and each product with it is rounded once.
+    A / s, the whole gradient at a class index, and ε/K; each is rounded once.
     """
+    over = mass * scale / total
+    at_label = over
     if not SOFT:
-        hit = (hit * scale).to(ACC)
+        at_label = exp(z_t - shift) * over - hit * scale
         if SMOOTH:
-            even = (even * scale).to(ACC)
-    return divide((mass * scale).to(ACC), total, ACC), hit, even, scale.to(ACC)
+            even = even * scale
+            at_label -= even * w_t
+            even = even.to(ACC)
+    return over.to(ACC), at_label.to(ACC), even, scale.to(ACC)
 
 
 @triton.jit
@@ -174,7 +188,7 @@ def write_classes(
     inside,
     labelled,
     label,
-    hit,  # of `scaled`, as `over`, `scale` and `even`
+    at_label,  # of `scaled`, as `over`, `scale` and `even`
     shift,
     over,
     scale,
@@ -206,7 +220,7 @@ def write_classes(
         else:
             if SMOOTH:
                 d -= even[:, None] * class_weights(w_ptr, k, last, HAS_WEIGHT, ACC)
-            d -= tl.where(is_at(label, start, BLOCK_C), hit[:, None], 0.0)
+            d = tl.where(is_at(label, start, BLOCK_C), at_label[:, None], d)
         if HAS_MASK:
             d = tl.where(possible, d, 0.0)
         store_gradient(g_row[:, None] + k * g_stride_c, d, g_row, labelled, mask)

@@ -144,12 +144,15 @@ def row_tile(
         share *= weight
         scale *= weight
 
-    # Second pass: scale · (A·p - q'), where A and q' take the scale: a product less an element.
+    # Second pass: scale · (A·p - q'), where A and q' take the scale: a product less an element. At
+    # a class index the whole of it is known before, and rounded once.
     # Exactly 0 in rows without a label and for impossible classes.
     if GRAD:
         if INPLACE:
             tl.debug_barrier()  # every warp has read what this one is about to overwrite
-        over, hit, even, scale = scaled(mass, total, hit, even, scale, SOFT, SMOOTH, ACC)
+        over, at_label, even, scale = scaled(
+            shift, total, mass, z_t, w_t, hit, even, scale, SOFT, SMOOTH, ACC
+        )
         if ONE_BLOCK:
             d = e * over[:, None]
             if SOFT:
@@ -157,14 +160,14 @@ def row_tile(
             else:
                 if SMOOTH:
                     d -= even[:, None] * w
-                d -= tl.where(is_at(label, 0, BLOCK_C), hit[:, None], 0.0)
+                d = tl.where(is_at(label, 0, BLOCK_C), at_label[:, None], d)
             if HAS_MASK:
                 d = tl.where(possible, d, 0.0)
             store_gradient(g_row[:, None] + c * g[2], d, g[0], labelled, mask)
         else:
             write_classes(
-                rows, steps, g_row, g[2], w_ptr, inside, labelled, label, hit, shift, over, scale,
-                0, C, keep, even, SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH, BLOCK_C, ACC,
+                rows, steps, g_row, g[2], w_ptr, inside, labelled, label, at_label, shift, over,
+                scale, 0, C, keep, even, SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH, BLOCK_C, ACC,
             )  # fmt: skip
 
     return tl.where(labelled, loss, 0.0), tl.where(labelled, share, 0.0)
