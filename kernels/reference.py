@@ -18,7 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fused_loss.spec import LossSpec, LossTensors, accumulation_dtype, class_axis
+from fused_loss.spec import (
+    LossSpec,
+    LossTensors,
+    accumulation_dtype,
+    class_axis,
+    illegal_index,
+)
 
 
 def forward(spec: LossSpec, tensors: LossTensors) -> tuple[Tensor, Tensor | None]:
@@ -61,6 +67,13 @@ def _heads(spec: LossSpec, tensors: LossTensors) -> tuple[Tensor, ...]:
     if tensors.classification_output is not None:
         parts.append(_classification(spec, tensors, dtype))
     return tuple(parts)
+
+
+def _named(spec: LossSpec, tensors: LossTensors, error: Exception) -> Exception:
+    """What an operator's error was about, if it was a class index whose value may be read."""
+    if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
+        return error
+    return illegal_index(spec, tensors) or error
 
 
 def _working_dtype(tensors: LossTensors) -> torch.dtype:
@@ -111,9 +124,12 @@ def _classification(spec: LossSpec, tensors: LossTensors, dtype: torch.dtype) ->
         labelled = torch.ones_like(losses)
         share = labelled
     else:
-        losses, labelled, share = _by_index(
-            spec, logits, targets.long(), weight, tensors.class_mask
-        )
+        try:
+            losses, labelled, share = _by_index(
+                spec, logits, targets.long(), weight, tensors.class_mask
+            )
+        except (IndexError, RuntimeError) as error:
+            raise _named(spec, tensors, error) from error
     if spec.per_position:
         return losses
     if tensors.classification_weight is not None:

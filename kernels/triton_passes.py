@@ -137,14 +137,17 @@ def scaled(
     hit,  # of `loss_of`, as `mass`
     even,
     scale,  # in float64
+    C,
     SOFT: tl.constexpr,
     SMOOTH: tl.constexpr,
     ACC: tl.constexpr,
 ):
     """What a row of the gradient is made of, times its scale, and that; each (ROWS,).
 
-    A / s, the whole gradient at a class index, and ε/K; each is rounded once.
+    A / s, the whole gradient at a class index, and ε/K; each is rounded once. Of one class alone p
+    is 1 whatever its logit is: no gradient.
     """
+    scale = tl.where(C == 1, 0.0 * scale, scale)
     over = mass * scale / total
     at_label = over
     if not SOFT:

@@ -192,7 +192,7 @@ def slice_tile(
         m_row = row_of(class_mask, p, S, UNIT) if HAS_MASK else z_row
         first = piece.to(tl.int64) * columns
         over, at_label, even, row_scale = scaled(
-            shift, total, mass, z_t, w_t, hit, even, row_scale, SOFT, SMOOTH, ACC
+            shift, total, mass, z_t, w_t, hit, even, row_scale, C, SOFT, SMOOTH, ACC
         )
         write_classes(
             (z_row, t_row, m_row), (z[2], t[2], class_mask[2]), row_of(g, p, S, UNIT), g[2], w_ptr,

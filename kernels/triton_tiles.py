@@ -151,7 +151,7 @@ def row_tile(
         if INPLACE:
             tl.debug_barrier()  # every warp has read what this one is about to overwrite
         over, at_label, even, scale = scaled(
-            shift, total, mass, z_t, w_t, hit, even, scale, SOFT, SMOOTH, ACC
+            shift, total, mass, z_t, w_t, hit, even, scale, C, SOFT, SMOOTH, ACC
         )
         if ONE_BLOCK:
             d = e * over[:, None]
