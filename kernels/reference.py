@@ -14,6 +14,8 @@ dtype of the loss.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -43,13 +45,14 @@ def forward(spec: LossSpec, tensors: LossTensors) -> tuple[Tensor, Tensor | None
     if len(parts) == 1:  # cross_entropy or mse_loss alone: weight 1
         return parts[0].to(dtype), None
     mse, ce = parts
+    pair: Sequence[float | Tensor]
     if tensors.weights is None:
         assert spec.weights is not None
-        w_reg, w_cls = spec.weights
+        pair = spec.weights
     else:
         weights = tensors.weights.to(mse.dtype)
-        w_reg, w_cls = (weights, 1 - weights) if weights.dim() == 0 else weights.unbind()
-    return (w_reg * mse + w_cls * ce).to(dtype), torch.stack((mse, ce)).to(dtype)
+        pair = (weights, 1 - weights) if weights.dim() == 0 else weights.unbind()
+    return (pair[0] * mse + pair[1] * ce).to(dtype), torch.stack((mse, ce)).to(dtype)
 
 
 def heads(spec: LossSpec, tensors: LossTensors) -> tuple[Tensor, ...]:

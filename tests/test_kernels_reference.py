@@ -74,5 +74,5 @@ def test_an_illegal_index_is_named():
     problem = Case(weighted=True).problem()
     t = problem.t.clone()
     t[1] = 7
-    with fused_loss.backend("reference"), pytest.raises(IndexError, match="class index 7, .* 5 "):
+    with fused_loss.backend("reference"), pytest.raises(IndexError, match=r"class index 7, .* 5 "):
         combined_loss(problem.r, problem.z, problem.y, t, **problem.keywords)
