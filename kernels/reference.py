@@ -6,15 +6,27 @@ backward, `torch.func` and forward-mode differentiation all work through it.
 
 Where PyTorch lacks an option it is `log_softmax`, `gather` and `where`. A `where` hides a NaN from
 the value but not from the gradient, so what must not matter is replaced before it is used.
+
+On a CPU all of it is computed in float64, and each result is rounded once; an accelerator may not
+have float64, or have it slow, and a compiled graph would lose half of its speed: there it is the
+dtype of the loss.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fused_loss.spec import LossSpec, LossTensors, accumulation_dtype, class_axis
+from fused_loss.spec import (
+    LossSpec,
+    LossTensors,
+    accumulation_dtype,
+    class_axis,
+    illegal_index,
+)
 
 
 def forward(spec: LossSpec, tensors: LossTensors) -> tuple[Tensor, Tensor | None]:
@@ -28,28 +40,51 @@ def forward(spec: LossSpec, tensors: LossTensors) -> tuple[Tensor, Tensor | None
         The weighted loss, () or (N,), and `stack((regression, classification))`; None in its place
         where there is one head only.
     """
-    parts = heads(spec, tensors)
+    parts = _heads(spec, tensors)
+    dtype = accumulation_dtype(tensors.regression_output, tensors.classification_output)
     if len(parts) == 1:  # cross_entropy or mse_loss alone: weight 1
-        return parts[0], None
+        return parts[0].to(dtype), None
     mse, ce = parts
+    pair: Sequence[float | Tensor]
     if tensors.weights is None:
         assert spec.weights is not None
-        w_reg, w_cls = spec.weights
-        return w_reg * mse + w_cls * ce, torch.stack((mse, ce))
-    weights = tensors.weights.to(mse.dtype)
-    pair = (weights, 1 - weights) if weights.dim() == 0 else weights.unbind()
-    return pair[0] * mse + pair[1] * ce, torch.stack((mse, ce))
+        pair = spec.weights
+    else:
+        weights = tensors.weights.to(mse.dtype)
+        pair = (weights, 1 - weights) if weights.dim() == 0 else weights.unbind()
+    return (pair[0] * mse + pair[1] * ce).to(dtype), torch.stack((mse, ce)).to(dtype)
 
 
 def heads(spec: LossSpec, tensors: LossTensors) -> tuple[Tensor, ...]:
     """The losses of those heads that are there, regression first, each with a graph of its own."""
     dtype = accumulation_dtype(tensors.regression_output, tensors.classification_output)
+    return tuple(loss.to(dtype) for loss in _heads(spec, tensors))
+
+
+def _heads(spec: LossSpec, tensors: LossTensors) -> tuple[Tensor, ...]:
+    """The same in the dtype that they were computed in."""
+    dtype = _working_dtype(tensors)
     parts = []
     if tensors.regression_output is not None:
         parts.append(_regression(spec, tensors, dtype))
     if tensors.classification_output is not None:
         parts.append(_classification(spec, tensors, dtype))
     return tuple(parts)
+
+
+def _named(spec: LossSpec, tensors: LossTensors, error: Exception) -> Exception:
+    """What an operator's error was about, if it was a class index whose value may be read."""
+    if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
+        return error
+    return illegal_index(spec, tensors) or error
+
+
+def _working_dtype(tensors: LossTensors) -> torch.dtype:
+    outputs = tensors.regression_output, tensors.classification_output
+    on_cpu = all(output is None or output.device.type == "cpu" for output in outputs)
+    if on_cpu and not torch.compiler.is_compiling():
+        return torch.float64
+    return accumulation_dtype(*outputs)
 
 
 def _regression(spec: LossSpec, tensors: LossTensors, dtype: torch.dtype) -> Tensor:
@@ -92,9 +127,12 @@ def _classification(spec: LossSpec, tensors: LossTensors, dtype: torch.dtype) ->
         labelled = torch.ones_like(losses)
         share = labelled
     else:
-        losses, labelled, share = _by_index(
-            spec, logits, targets.long(), weight, tensors.class_mask
-        )
+        try:
+            losses, labelled, share = _by_index(
+                spec, logits, targets.long(), weight, tensors.class_mask
+            )
+        except (IndexError, RuntimeError) as error:
+            raise _named(spec, tensors, error) from error
     if spec.per_position:
         return losses
     if tensors.classification_weight is not None:

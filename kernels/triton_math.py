@@ -34,7 +34,7 @@ def exp(x):
 
 @triton.jit
 def row_sums(x, ptr):
-    """Σ_c x, (ROWS,), of 0 <= x <= 1; for rows of float32 at `ptr`, all but correctly rounded.
+    """Σ_c x, (ROWS,) float64, of 0 <= x <= 1; for rows of float32 at `ptr` all but exact.
 
     In whatever order: x is split into a multiple of 2^-24·BLOCK_C, of which no sum is rounded, and
     a rest so small that the roundings of its sum do not count. Larger x are summed as usual.
@@ -42,9 +42,9 @@ def row_sums(x, ptr):
     if (x.dtype == tl.float32) & (ptr.dtype.element_ty == tl.float32):
         large = 0.75 * x.shape[1]  # 2^-24·BLOCK_C is the distance of floats from here to x + large
         multiple = (x + large) - large
-        return tl.sum(multiple, 1) + tl.sum(x - multiple, 1)
+        return tl.sum(multiple, 1).to(tl.float64) + tl.sum(x - multiple, 1)
     else:
-        return tl.sum(x, 1)
+        return tl.sum(x, 1).to(tl.float64)
 
 
 @triton.jit

@@ -6,7 +6,7 @@
 import triton
 import triton.language as tl
 
-from fused_loss.kernels.triton_math import divide, exp, rounded, row_sums
+from fused_loss.kernels.triton_math import exp, rounded, row_sums
 from fused_loss.kernels.triton_targets import (
     class_targets,
     class_weights,
@@ -72,7 +72,7 @@ def read_classes(
         new_shift = tl.where(m == float("-inf"), 0.0, m)
         centred = x - new_shift[:, None]
         carried = tl.where(total == 0.0, 0.0, total * exp(shift - new_shift))  # 0 · inf
-        total = carried + row_sums(exp(centred), z_row)
+        total = (carried + row_sums(exp(centred), z_row)).to(ACC)
         if SOFT or SMOOTH:
             q = class_weights(w_ptr, k, last, HAS_WEIGHT, ACC)
             if SOFT:
@@ -102,8 +102,11 @@ def loss_of(
     HAS_MASK: tl.constexpr,
     SMOOTH: tl.constexpr,
 ):
-    """A row's loss, A, and what q' is at a class index beside even·w; each (ROWS,)."""
-    log_total = tl.log(total)
+    """A row's loss in float64, A, and what q' is at a class index beside even·w; each (ROWS,).
+
+    A value a row is little beside its logits: what the sums of the row come to is rounded once.
+    """
+    log_total = tl.log(total.to(z_t.dtype)).to(tl.float64)
     if HAS_MASK:
         log_total = tl.where(count == 0.0, 0.0, log_total)
     hit = w_t
@@ -112,7 +115,7 @@ def loss_of(
     else:
         if SMOOTH:
             hit = keep * w_t  # q' is even·w, and at t also this
-        nll = log_total - (z_t - shift)
+        nll = log_total - (z_t.to(tl.float64) - shift)
         if HAS_MASK:
             nll = tl.where((hit == 0.0) & (nll == float("inf")), 0.0, nll)
         loss = hit * nll
@@ -126,14 +129,34 @@ def loss_of(
 
 @triton.jit
 def scaled(
-    mass, total, hit, even, scale, SOFT: tl.constexpr, SMOOTH: tl.constexpr, ACC: tl.constexpr
+    shift,
+    total,
+    mass,
+    z_t,
+    w_t,
+    hit,  # of `loss_of`, as `mass`
+    even,
+    scale,  # in float64
+    C,
+    SOFT: tl.constexpr,
+    SMOOTH: tl.constexpr,
+    ACC: tl.constexpr,
 ):
-    """A / s, and what class indices are in q', times the scale of the row; each (ROWS,)."""
+    """What a row of the gradient is made of, times its scale, and that; each (ROWS,).
+
+    A / s, the whole gradient at a class index, and ε/K; each is rounded once. Of one class alone p
+    is 1 whatever its logit is: no gradient.
+    """
+    scale = tl.where(C == 1, 0.0 * scale, scale)
+    over = mass * scale / total
+    at_label = over
     if not SOFT:
-        hit *= scale
+        at_label = exp(z_t - shift) * over - hit * scale
         if SMOOTH:
-            even *= scale
-    return divide(mass * scale, total, ACC), hit, even
+            even = even * scale
+            at_label -= even * w_t
+            even = even.to(ACC)
+    return over.to(ACC), at_label.to(ACC), even, scale.to(ACC)
 
 
 @triton.jit
@@ -168,7 +191,7 @@ def write_classes(
     inside,
     labelled,
     label,
-    hit,  # of `scaled`, as `over` and `even`
+    at_label,  # of `scaled`, as `over`, `scale` and `even`
     shift,
     over,
     scale,
@@ -200,7 +223,7 @@ def write_classes(
         else:
             if SMOOTH:
                 d -= even[:, None] * class_weights(w_ptr, k, last, HAS_WEIGHT, ACC)
-            d -= tl.where(is_at(label, start, BLOCK_C), hit[:, None], 0.0)
+            d = tl.where(is_at(label, start, BLOCK_C), at_label[:, None], d)
         if HAS_MASK:
             d = tl.where(possible, d, 0.0)
         store_gradient(g_row[:, None] + k * g_stride_c, d, g_row, labelled, mask)

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from fused_loss.kernels.triton_counts import count_labels
-from fused_loss.kernels.triton_math import divide, element_of, head_weights
+from fused_loss.kernels.triton_math import element_of, head_weights
 from fused_loss.kernels.triton_tiles import error_tile, row_tile
 
 
@@ -112,14 +112,14 @@ def per_sample_kernel(
             step = (n // grad_output_inner) * grad_output_stride_n
             step += (n % grad_output_inner) * grad_output_stride_s
             upstream = tl.load(grad_output_ptr + step, mask=inside, other=0.0).to(tl.float64)
-        ce = tl.zeros([SAMPLES], ACC)
-        mse = tl.zeros([SAMPLES], ACC)
+        ce = tl.zeros([SAMPLES], tl.float64)
+        mse = tl.zeros([SAMPLES], tl.float64)
 
         if HAS_CLASSIFICATION:
             if ONE_POSITION:
                 ce, _ce_share = row_tile(
                     z, t, z_grad, class_mask, position_weight, class_weight_ptr, n, inside,
-                    (cls * upstream).to(ACC), S, C, ignore_index, smoothing,
+                    cls * upstream, S, C, ignore_index, smoothing,
                     SOFT, HAS_WEIGHT, HAS_MASK, HAS_POSITION_WEIGHT, SMOOTH, GRAD_Z, INPLACE,
                     ONE_BLOCK, UNIT, BLOCK_C, ACC,
                 )  # fmt: skip
@@ -133,18 +133,18 @@ def per_sample_kernel(
                         SOFT, False, False, 1024, ACC,
                     )  # fmt: skip
                 labels = tl.maximum(labels, 1.0)
-                scale = tl.sum(cls * upstream / labels, 0).to(ACC)
+                scale = tl.sum(cls * upstream / labels, 0)
                 losses = tl.zeros([ROWS], tl.float64)
                 for start in range(0, S, ROWS):
                     s = start + tl.arange(0, ROWS)
                     tile_losses, _tile_shares = row_tile(
                         z, t, z_grad, class_mask, position_weight, class_weight_ptr, first + s,
-                        s < S, scale + tl.zeros([ROWS], ACC), S, C, ignore_index, smoothing,
+                        s < S, scale + tl.zeros([ROWS], tl.float64), S, C, ignore_index, smoothing,
                         SOFT, HAS_WEIGHT, HAS_MASK, HAS_POSITION_WEIGHT, SMOOTH, GRAD_Z, INPLACE,
                         ONE_BLOCK, UNIT, BLOCK_C, ACC,
                     )  # fmt: skip
                     losses += tile_losses
-                ce += (tl.sum(losses, 0) / labels).to(ACC)
+                ce += tl.sum(losses, 0) / labels
 
         if HAS_REGRESSION:
             columns = tl.full([SAMPLES], D, ACC)
@@ -157,7 +157,7 @@ def per_sample_kernel(
                     target = tl.load(at, mask=mask, other=float("nan")).to(ACC)
                     columns += tl.sum((target == target).to(ACC), 1)
             columns = tl.maximum(columns, 1.0)
-            scale = (reg * upstream / columns).to(ACC)
+            scale = reg * upstream / columns
             for start in range(0, D, BLOCK_D):
                 d = start + tl.arange(0, BLOCK_D)[None, :].to(tl.int64)
                 mask = inside[:, None] & (d < D)
@@ -166,7 +166,7 @@ def per_sample_kernel(
                     HAS_ELEMENT_WEIGHT, IGNORE_NAN, False, GRAD_R, ACC,
                 )  # fmt: skip
                 mse += tl.sum(squared, 1)
-            mse = divide(mse, columns, ACC)
+            mse /= columns
 
         if not DEFERRED:
             if HAS_REGRESSION and HAS_CLASSIFICATION:

@@ -160,7 +160,7 @@ def reduce_kernel(
             if SPLIT:
                 losses, row_shares = slice_tile(
                     slices_ptr, z, t, z_grad, class_mask, position_weight, class_weight_ptr, pid,
-                    z_scale.to(ACC), positions, slices, columns, S, C, ignore_index, smoothing,
+                    z_scale, positions, slices, columns, S, C, ignore_index, smoothing,
                     SOFT, HAS_WEIGHT, HAS_MASK, HAS_POSITION_WEIGHT, SMOOTH, GRAD_Z,
                     SPLIT, UNIT, BLOCK_C, ACC,
                 )  # fmt: skip
@@ -171,13 +171,13 @@ def reduce_kernel(
                     p = tl.full([], tile, tl.int64) * ROWS + tl.arange(0, ROWS)
                     tile_losses, tile_shares = row_tile(
                         z, t, z_grad, class_mask, position_weight, class_weight_ptr, p,
-                        p < positions, tl.full([ROWS], 1.0, ACC) * z_scale.to(ACC), S, C,
+                        p < positions, tl.full([ROWS], 1.0, tl.float64) * z_scale, S, C,
                         ignore_index, smoothing, SOFT, HAS_WEIGHT, HAS_MASK, HAS_POSITION_WEIGHT,
                         SMOOTH, GRAD_Z, INPLACE, ONE_BLOCK, UNIT, BLOCK_C, ACC,
                     )  # fmt: skip
                     losses += tile_losses
                     row_shares += tile_shares
-            value = tl.sum(losses.to(tl.float64), 0)
+            value = tl.sum(losses, 0)
             shares = tl.sum(row_shares.to(tl.float64), 0)
 
     if HAS_REGRESSION:
@@ -194,7 +194,7 @@ def reduce_kernel(
                 r_scale /= M
                 if (R_DENOMINATOR == "own") or (R_DENOMINATOR == "counted"):
                     r_scale = tl.where(M == 0.0, 0.0, r_scale)
-            errors = tl.zeros([BLOCK_M], ACC)
+            errors = tl.zeros([BLOCK_M], tl.float64)
             error_shares = tl.zeros([BLOCK_M], ACC)
             whole = elements // BLOCK_M  # tiles without a mask, which move vectors, then the rest
             first = pid - n_cls
@@ -203,19 +203,19 @@ def reduce_kernel(
                 i = tl.full([], tile, tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
                 tile_errors, tile_shares = error_tile(
                     r, y, r_grad, element_weight, i, tl.full([BLOCK_M], True, tl.int1), D,
-                    r_scale.to(ACC), HAS_ELEMENT_WEIGHT, IGNORE_NAN, FLAT, GRAD_R, ACC,
+                    r_scale, HAS_ELEMENT_WEIGHT, IGNORE_NAN, FLAT, GRAD_R, ACC,
                 )  # fmt: skip
                 errors += tile_errors
                 error_shares += tile_shares
             if (elements % BLOCK_M != 0) & (first == whole % step):
                 i = tl.full([], whole, tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
                 tile_errors, tile_shares = error_tile(
-                    r, y, r_grad, element_weight, i, i < elements, D, r_scale.to(ACC),
+                    r, y, r_grad, element_weight, i, i < elements, D, r_scale,
                     HAS_ELEMENT_WEIGHT, IGNORE_NAN, FLAT, GRAD_R, ACC,
                 )  # fmt: skip
                 errors += tile_errors
                 error_shares += tile_shares
-            value = tl.sum(errors.to(tl.float64), 0)
+            value = tl.sum(errors, 0)
             shares = tl.sum(error_shares.to(tl.float64), 0)
 
     if not DEFERRED:

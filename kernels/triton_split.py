@@ -119,7 +119,7 @@ def slice_tile(
     position_weight,
     w_ptr,
     pid,  # p·slices + i where GRAD, else p
-    scale,  # () d(total loss) / d(the row's weighted loss), in ACC
+    scale,  # () d(total loss) / d(the row's weighted loss), in float64
     positions,
     slices,
     columns,
@@ -180,7 +180,8 @@ def slice_tile(
     loss, mass, hit = loss_of(
         shift, total, mass, cross, count, z_t, share, keep, even, SOFT, HAS_MASK, SMOOTH
     )
-    row_scale = scale + tl.zeros([1], ACC)
+    row_scale = scale + tl.zeros([1], tl.float64)
+    w_t = share
     if HAS_POSITION_WEIGHT:
         weight = tl.load(row_of(position_weight, p, S), mask=labelled, other=0.0).to(ACC)
         loss *= weight
@@ -190,10 +191,12 @@ def slice_tile(
         z_row = row_of(z, p, S, UNIT)
         m_row = row_of(class_mask, p, S, UNIT) if HAS_MASK else z_row
         first = piece.to(tl.int64) * columns
-        over, hit, even = scaled(mass, total, hit, even, row_scale, SOFT, SMOOTH, ACC)
+        over, at_label, even, row_scale = scaled(
+            shift, total, mass, z_t, w_t, hit, even, row_scale, C, SOFT, SMOOTH, ACC
+        )
         write_classes(
             (z_row, t_row, m_row), (z[2], t[2], class_mask[2]), row_of(g, p, S, UNIT), g[2], w_ptr,
-            inside, labelled, label, hit, shift, over, row_scale,
+            inside, labelled, label, at_label, shift, over, row_scale,
             first, tl.minimum(first + columns, C), keep, even,
             SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH, BLOCK_C, ACC,
         )  # fmt: skip

@@ -59,7 +59,7 @@ def row_tile(
     w_ptr,  # (C,) class weights
     p,  # (ROWS,) positions, int64
     inside,  # (ROWS,) bool: p < the number of positions
-    scale,  # (ROWS,) d(total loss) / d(this row's weighted loss), in ACC
+    scale,  # (ROWS,) d(total loss) / d(this row's weighted loss), in float64
     S,
     C,
     ignore_index,
@@ -144,12 +144,15 @@ def row_tile(
         share *= weight
         scale *= weight
 
-    # Second pass: scale · (A·p - q'), where A and q' take the scale: a product less an element.
+    # Second pass: scale · (A·p - q'), where A and q' take the scale: a product less an element. At
+    # a class index the whole of it is known before, and rounded once.
     # Exactly 0 in rows without a label and for impossible classes.
     if GRAD:
         if INPLACE:
             tl.debug_barrier()  # every warp has read what this one is about to overwrite
-        over, hit, even = scaled(mass, total, hit, even, scale, SOFT, SMOOTH, ACC)
+        over, at_label, even, scale = scaled(
+            shift, total, mass, z_t, w_t, hit, even, scale, C, SOFT, SMOOTH, ACC
+        )
         if ONE_BLOCK:
             d = e * over[:, None]
             if SOFT:
@@ -157,14 +160,14 @@ def row_tile(
             else:
                 if SMOOTH:
                     d -= even[:, None] * w
-                d -= tl.where(is_at(label, 0, BLOCK_C), hit[:, None], 0.0)
+                d = tl.where(is_at(label, 0, BLOCK_C), at_label[:, None], d)
             if HAS_MASK:
                 d = tl.where(possible, d, 0.0)
             store_gradient(g_row[:, None] + c * g[2], d, g[0], labelled, mask)
         else:
             write_classes(
-                rows, steps, g_row, g[2], w_ptr, inside, labelled, label, hit, shift, over, scale,
-                0, C, keep, even, SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH, BLOCK_C, ACC,
+                rows, steps, g_row, g[2], w_ptr, inside, labelled, label, at_label, shift, over,
+                scale, 0, C, keep, even, SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH, BLOCK_C, ACC,
             )  # fmt: skip
 
     return tl.where(labelled, loss, 0.0), tl.where(labelled, share, 0.0)
@@ -179,27 +182,28 @@ def error_tile(
     i,  # element indices n·D + d, int64, any shape
     mask,
     D,
-    scale,  # d(total loss) / d(a weighted squared error), broadcast to i
+    scale,  # d(total loss) / d(a weighted squared error) in float64, broadcast to i
     HAS_ELEMENT_WEIGHT: tl.constexpr,
     IGNORE_NAN: tl.constexpr,
     FLAT: tl.constexpr,  # all are contiguous: element i is at offset i
     GRAD: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """w·(r-y)² of the elements i of (N, D), their shares w, and scale·2·w·(r-y).
+    """w·(r-y)² in float64 of the elements i of (N, D), their shares w, and scale·2·w·(r-y).
 
-    All are 0 outside the mask, and where a missing target is.
+    All are 0 outside the mask, and where a missing target is. The gradient is rounded twice: r-y,
+    and its product with the rest.
     """
     target = tl.load(element_of(y, i, D, FLAT), mask=mask, other=0.0).to(ACC)
     error = tl.load(element_of(r, i, D, FLAT), mask=mask, other=0.0).to(ACC) - target
-    pulled = error
+    pulled = error.to(tl.float64)
     present = mask
     if IGNORE_NAN:
         present = mask & (target == target)
     share = present.to(ACC)
     if HAS_ELEMENT_WEIGHT:
         share = tl.load(element_of(weight, i, D, FLAT), mask=present, other=0.0).to(ACC)
-        pulled = error * share
+        pulled *= share
     if GRAD:
         pull = tl.where(present, pulled * (2.0 * scale), 0.0)
         tl.store(element_of(g, i, D, FLAT), rounded(pull, g[0]), mask=mask)

@@ -228,7 +228,6 @@ ELSEWHERE = {
     "kernels/eager_classification.py": "test_kernels_eager.py",
     "kernels/eager_regression.py": "test_kernels_eager.py",
     "kernels/triton_few.py": "test_kernels_triton_split.py",
-    "kernels/triton_passes.py": "test_kernels_triton_launch.py",
     "kernels/triton_targets.py": "test_kernels_triton_reduce.py",
     "kernels/triton_tiles.py": "test_kernels_triton_reduce.py",
     "kernels/triton_heads.py": "test_kernels_triton_launch.py",

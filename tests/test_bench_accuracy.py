@@ -48,6 +48,12 @@ def test_a_row_is_the_same_call_in_both_ways(option):
             assert ulps <= 2 * row["eager_ulps"][name] + 2, (row["dtype"], name)
 
 
+def test_the_oracle_is_within_every_bound(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(accuracy, "BACKENDS", ("reference",))
+    for row in rows(CPU, 3):
+        assert within(row), row
+
+
 def test_triton_has_its_row():
     (option,) = (option for option in OPTIONS if option.name == "regression_weight")
     measured = list(rows(device_of("triton"), 1, [option]))

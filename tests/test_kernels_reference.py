@@ -55,3 +55,24 @@ def test_a_half_input_is_widened_once():
         assert torch.equal(narrow[name], full[name])
     for name in ("r", "z"):
         assert torch.equal(narrow[name], full[name].to(BF16))
+
+
+@pytest.mark.parametrize("case", COVERING, ids=str)
+def test_each_result_is_rounded_once(case):
+    """As near to float64 as its dtype allows, where the composition in float32 is not."""
+    problem = case.problem()
+    wide = problem._replace(**{name: getattr(problem, name).double() for name in ("r", "z", "y")})
+    narrow, exact = fused(problem, "reference"), fused(wide, "reference")
+    for name, value in narrow.items():
+        smallest = torch.finfo(value.dtype).tiny
+        assert torch.allclose(
+            value.double(), exact[name].double(), torch.finfo(value.dtype).eps, smallest, True
+        ), name
+
+
+def test_an_illegal_index_is_named():
+    problem = Case(weighted=True).problem()
+    t = problem.t.clone()
+    t[1] = 7
+    with fused_loss.backend("reference"), pytest.raises(IndexError, match=r"class index 7, .* 5 "):
+        combined_loss(problem.r, problem.z, problem.y, t, **problem.keywords)
