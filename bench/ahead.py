@@ -77,11 +77,18 @@ class Compiler:
             env=environment,
         )
 
-    def compile(self, call: Call, target: tuple[str, Any, int], candidate: int = 0) -> list[Code]:
+    def compile(
+        self, call: Call, target: tuple[str, Any, int], candidate: int = 0, listing: bool = True
+    ) -> list[Code]:
         """Compile each launch of the call, in their order.
 
-        With `candidate` as the tile of this index would have it, where there are so many; the first
-        is the launch table's.
+        Args:
+            call: A public call.
+            target: `SM_90` or `GFX942`.
+            candidate: Which tile, of those that a trial would try, where there are so many; the
+                first is the launch table's.
+            listing: Whether to read the machine code too: half of the time goes there. Without,
+                `wide_loads` and `work` are empty.
 
         Raises:
             RuntimeError: It does not compile; the message is the compiler's.
@@ -89,7 +96,7 @@ class Compiler:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with suppress(BrokenPipeError):
-            self.process.stdin.write(json.dumps([call, target, candidate]) + "\n")
+            self.process.stdin.write(json.dumps([call, target, candidate, listing]) + "\n")
             self.process.stdin.flush()
         codes = json.loads(self.process.stdout.readline() or '"the compiler has died"')
         if isinstance(codes, str):
@@ -133,7 +140,7 @@ class _Driver:
 
 
 def _compile(
-    driver: _Driver, call: Call, target: tuple[str, Any, int], candidate: int
+    driver: _Driver, call: Call, target: tuple[str, Any, int], candidate: int, listing: bool
 ) -> list[Code]:
     from triton.backends.compiler import GPUTarget
 
@@ -149,7 +156,10 @@ def _compile(
         compiled = kernel.run(**options)
         name, constexprs = variant(kernel, warps, arguments)
         shown = [[key, value if _is_json(value) else str(value)] for key, value in constexprs]
-        read = _read_cubin(kernel, options, compiled) if target == SM_90 else _read_amdgcn(compiled)
+        if target == SM_90:
+            read = _read_cubin(kernel, options, compiled, listing)
+        else:
+            read = _read_amdgcn(compiled)
         codes.append(Code(name, shown, made.programs, *read))
 
     def choose(plan: Any, again: Any, run: Any) -> Any:
@@ -179,16 +189,18 @@ def _constexprs(function: Any) -> tuple[str, ...]:
     return tuple(p.name for p in annotations if p.annotation is tl.constexpr)
 
 
-def _read_cubin(kernel: Any, options: dict[str, Any], compiled: Any) -> tuple[Any, ...]:
+def _read_cubin(
+    kernel: Any, options: dict[str, Any], compiled: Any, listing: bool
+) -> tuple[Any, ...]:
     registers, stack = _usage(compiled)
     spilled = 0
     if stack:  # by choice, if they vanish where no block but this one has to fit
         all_registers = min(255, REGISTERS // (32 * options["num_warps"]))
         _, spilled = _usage(kernel.run(**options, maxnreg=all_registers))
-    listing = _disassembly(compiled)
-    wide = len(re.findall(r"\bLDG(?:STS)?\.E\S*\.128\b", listing))
+    shown = _disassembly(compiled) if listing else ""
+    wide = len(re.findall(r"\bLDG(?:STS)?\.E\S*\.128\b", shown))
     shared = compiled.metadata.shared
-    return registers, shared, spilled, stack - spilled, _accesses(compiled), wide, work(listing)
+    return registers, shared, spilled, stack - spilled, _accesses(compiled), wide, work(shown)
 
 
 def _is_json(value: Any) -> bool:
@@ -263,9 +275,9 @@ def _work() -> None:
     active.set_active(driver)
     answers, sys.stdout = sys.stdout, sys.stderr  # what Triton prints is no answer
     for question in sys.stdin:
-        call, target, candidate = json.loads(question)
+        call, target, candidate, listing = json.loads(question)
         try:
-            answer: Any = _compile(driver, Call(*call), tuple(target), candidate)
+            answer: Any = _compile(driver, Call(*call), tuple(target), candidate, listing)
         except Exception:
             answer = traceback.format_exc()
         print(json.dumps(answer), file=answers, flush=True)

@@ -2,7 +2,8 @@
 
 Run it with `python -m fused_loss.bench.host`; it needs Triton and no GPU. A figure is the CPU time
 of this thread, which other work on the machine hardly changes: the median over `--rounds` of the
-mean of `--calls`. What Triton and the driver spend on a launch is not in it.
+mean of `--calls`. What Triton and the driver spend on a launch is not in it, and the tensors are
+the CPU's, whose allocations cost other times than a GPU's.
 """
 
 from __future__ import annotations
@@ -12,16 +13,23 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor
 
 from fused_loss import combined_loss, kernels
+from fused_loss.bench.environment import environment
+from fused_loss.bench.wording import date, machine, table, versions
+from fused_loss.bench.written import write, write_json
 from fused_loss.kernels import dispatch
 from fused_loss.spec import LossSpec, LossTensors, Needs
 
 SHAPES = {"tutorial": ((100, 1), (100, 2)), "tabular": ((4096, 1), (4096, 10))}
+FILE, REPORT = "host.json", "host.md"
 
 
 def _nothing(device: object) -> None:
@@ -80,16 +88,55 @@ def microseconds(part: Callable[[], object], rounds: int, calls: int) -> float:
     return 1e6 * statistics.median(taken[1:])
 
 
+def markdown(results: dict[str, Any]) -> str:
+    """The figures: a line a part, a column a shape."""
+    rows = results["rows"]
+    shapes = list(dict.fromkeys(row["shape"] for row in rows))
+    lines = {
+        part: [f"{row['microseconds']:.1f}" for row in rows if row["part"] == part]
+        for part in dict.fromkeys(row["part"] for row in rows)
+    }
+    head = ["part", *[f"{shape}, µs" for shape in shapes]]
+    parts = [
+        "# What the host spends around its kernels: launches replaced by nothing",
+        f"```\n{results['command']}\n```",
+        f"{machine(results)}, {date(results)}, {versions(results)}, "
+        f"commit {results['environment']['commit']}.",
+        "CPU time of one thread, on CPU tensors: no kernel ran, no driver was asked, and **nothing "
+        'of this is measured on a GPU**. A "step" is a call of `combined_loss` and its backward.',
+        table(head, [[part, *values] for part, values in lines.items()], "l" + "r" * len(shapes)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a line a part."""
+    """Print a line a part, and write the figures where that is asked for."""
     parser = argparse.ArgumentParser("fused_loss.bench.host", description=__doc__)
-    parser.add_argument("--shape", choices=SHAPES, default="tutorial", help="(tutorial)")
     for name, default in (("rounds", 20), ("calls", 500)):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"({default})")
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"write {FILE} and {REPORT} there")
     args = parser.parse_args(argv)
+    results = {
+        "command": f"python -m fused_loss.bench.host --rounds {args.rounds} --calls {args.calls}",
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "environment": environment(torch.device("cpu")),
+    }
     with no_launches():
-        for name, part in parts(*SHAPES[args.shape]).items():
-            print(f"{name:24} {microseconds(part, args.rounds, args.calls):7.2f} us")
+        rows = [
+            {
+                "shape": shape,
+                "part": name,
+                "microseconds": microseconds(part, args.rounds, args.calls),
+            }
+            for shape, sizes in SHAPES.items()
+            for name, part in parts(*sizes).items()
+        ]
+    text = markdown(results | {"rows": rows})
+    print(text)
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        write_json(args.out / FILE, results, "rows", rows)
+        write(args.out / REPORT, text)
     return 0
 
 

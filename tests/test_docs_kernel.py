@@ -1,5 +1,6 @@
 """docs/kernel.md: its block computes the loss, its names exist, its figures have their sources."""
 
+import json
 import re
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from fused_loss.kernels import triton_table
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "kernel.md").read_text(encoding="utf-8")
-COMPILED = (ROOT / "bench" / "results" / "sm90-compiled" / "compiled.md").read_text("utf-8")
+RESULTS = ROOT / "bench" / "results"
+COMPILED = (RESULTS / "sm90-compiled" / "compiled.md").read_text("utf-8")
+HOST = json.loads((RESULTS / "epyc-2-cores" / "host.json").read_text("utf-8"))
 SOURCES = "\n".join(
     path.read_text(encoding="utf-8")
     for folder in ("fused_loss", "kernels", "bench")
@@ -144,3 +147,14 @@ def test_the_reach_quotes_the_committed_table_and_says_what_was_not_measured():
         )
         assert outputs or rest[:2] == cells[11:13]
         assert rest[-1] == "not measured"
+
+
+def test_the_time_of_the_host_is_the_committed_one():
+    (shown,) = re.findall(r"of the tutorial's shape takes ([\d.]+) µs of CPU time", PAGE)
+    found = [
+        row["microseconds"]
+        for row in HOST["rows"]
+        if (row["shape"], row["part"]) == ("tutorial", "step")
+    ]
+    assert [shown] == [f"{step:.1f}" for step in found]
+    assert HOST["environment"]["device"]["name"] in PAGE

@@ -39,14 +39,20 @@ STEPS = {
 
 
 @pytest.fixture(scope="module")
-def steps(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return answers("_relaunch.py", tmp_path_factory.mktemp("direct"))
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the workers have compiled."""
+    return tmp_path_factory.mktemp("cache")
 
 
-def answers(worker: str, folder: Path, **variables: str) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def steps(cache: Path) -> dict[str, Any]:
+    return answers("_relaunch.py", cache)
+
+
+def answers(worker: str, cache: Path, **variables: str) -> dict[str, Any]:
     """What a worker printed last."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | variables
-    environment["TRITON_CACHE_DIR"] = str(folder / "cache")
+    environment["TRITON_CACHE_DIR"] = str(cache)
     command = [sys.executable, Path(__file__).with_name(worker)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -66,13 +72,15 @@ def test_a_wrong_launch_is_seen(steps: dict[str, Any]) -> None:
     assert any(text.startswith("reduce_kernel") for text in steps["blind to an offset"]["wrong"])
 
 
-def test_what_reaches_the_driver_is_what_the_machine_code_takes(tmp_path: Path) -> None:
+def test_what_reaches_the_driver_is_what_the_machine_code_takes(
+    cache: Path, tmp_path: Path
+) -> None:
     """Through Triton's own launcher: grid, stream, shared memory and each parameter's bytes."""
     library = tmp_path / "libcuda.so.1"
     source = Path(__file__).with_name("_driver.c")
     options = ["-shared", "-fPIC", f"-Wl,-soname,{library.name}"]
     subprocess.run(["cc", *options, "-o", library, source], check=True)
-    found = answers("_launcher.py", tmp_path, TRITON_LIBCUDA_PATH=str(tmp_path))
+    found = answers("_launcher.py", cache, TRITON_LIBCUDA_PATH=str(tmp_path))
     wrong = found.pop("mixed up")["wrong"]
     assert [text.partition(":")[0] for text in wrong] == [
         "reduce_kernel.w_reg",

@@ -97,11 +97,10 @@ def test_in_float64(classes, backend, device):
 
 
 @PLACES
-@pytest.mark.parametrize(
-    "more", [0, *(pytest.param(more, marks=pytest.mark.slow) for more in (-1, 1))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [-1, 0, 1])
 def test_where_labels_are_counted_apart(more, backend, device):
-    """One program each counts them below the bound, and a launch of its own above it."""
+    """Each program counts them up to the bound, and a launch of its own beyond it."""
     samples = triton_table.COUNT_BOUND + more
     case = Case(targets="hard-100", weighted=True, shapes=((1, 1), (samples, 2)))
     problem = case.problem(device)
@@ -110,11 +109,17 @@ def test_where_labels_are_counted_apart(more, backend, device):
     assert_matches(problem, actual, fused(problem, "reference"))
 
 
-@pytest.mark.parametrize(("samples", "counted"), [(1447, 0), (1448, 0), (1449, 1)])
-def test_where_programs_would_read_too_many_labels_together(samples, counted):
-    """As many programs as rows: 1448 · 1448 labels are COUNT_READS at the most."""
+@pytest.mark.parametrize(
+    ("samples", "classes", "counted"),
+    [
+        *[(samples, 1000, samples > 1448) for samples in (1447, 1448, 1449)],
+        *[(triton_table.COUNT_BOUND + more, 2, more > 0) for more in (-1, 0, 1)],
+    ],
+)
+def test_where_a_launch_of_its_own_counts(samples, classes, counted):
+    """Beyond COUNT_BOUND; where each row has a program, 1448 · 1448 labels reach COUNT_READS."""
     names = []
-    z = torch.empty(samples, 1000, device="meta", requires_grad=True)
+    z = torch.empty(samples, classes, device="meta", requires_grad=True)
     r, y, t = torch.empty(3, 1, 2, device="meta")[0], torch.empty(1, 2, device="meta"), z[:, 0]
     to = launches_go_to(lambda made, arguments: names.append(made.kernel.fn.__name__))
     with to, fused_loss.backend("triton"):
