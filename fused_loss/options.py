@@ -125,7 +125,8 @@ def split_weights(
             return alpha, None
         if not _is_number(alpha):
             raise TypeError(f"alpha must be a float or a 0-d tensor, got {type(alpha).__name__}")
-        return None, (float(alpha), 1.0 - alpha)
+        w_reg = _as_float("alpha", alpha)
+        return None, (w_reg, 1.0 - w_reg)
     if not isinstance(alpha, _DefaultAlpha):
         raise ValueError(
             "alpha and loss_weights are two ways to say the same: give only one of them"
@@ -143,7 +144,7 @@ def split_weights(
         raise TypeError(
             "loss_weights must hold two floats, or be one tensor (2,): torch.stack((w_reg, w_cls))"
         )
-    return None, (float(w_reg), float(w_cls))
+    return None, (_as_float("loss_weights", w_reg), _as_float("loss_weights", w_cls))
 
 
 def split_normalizers(
@@ -165,8 +166,17 @@ def split_normalizers(
             if not _is_number(value):
                 name = ("regression_normalizer", "classification_normalizer")[place]
                 raise TypeError(f"{name} must be a number or a 0-d tensor, got {value!r}")
-            numbers[place] = float(value)
+            name = ("regression_normalizer", "classification_normalizer")[place]
+            numbers[place] = _as_float(name, value)
     return numbers, tensors
+
+
+def _as_float(name: str, value: float) -> float:
+    """An int may be too large to be one."""
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"{name} is too large for a float: give one, such as 1e300") from error
 
 
 def _is_number(value: object) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fused_loss.kernels.eager_numbers import (
+    LONG_SUM,
     by_row,
     class_sums,
     mean_of,
@@ -97,15 +98,17 @@ class Regression:
         difference: Tensor | None = None,
         errors: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """w·(r-y)² in the dtype of the loss and, in place of r-y, scale·w·(r-y) in that of r."""
-        difference = torch.sub(in_dtype(r, self.dtype), in_dtype(y, self.dtype), out=difference)
+        """w·(r-y)² and, in place of r-y, scale·w·(r-y) in the dtype of r; few are rounded once."""
+        dtype = self.sums if difference is None and r.numel() <= LONG_SUM else self.dtype
+        difference = torch.sub(in_dtype(r, dtype), in_dtype(y, dtype), out=difference)
         if not self.need:
             errors = difference
         errors = torch.mul(difference, difference, out=errors)
-        gradient = difference.mul_(scale) if self.need else None
+        if weight is not None:
+            errors.mul_(in_dtype(weight, dtype))
+            scale = in_dtype(weight, self.sums) * scale  # rounded once
+        gradient = difference.mul_(operand(scale, dtype)) if self.need else None
         for pulled in (errors, gradient):
-            if pulled is not None and weight is not None:
-                pulled.mul_(in_dtype(weight, self.dtype))
             if pulled is not None and self.spec.ignores_nan:  # NaN · 0 is not 0
                 pulled.masked_fill_(y.isnan(), 0.0)
         return errors, None if gradient is None else in_dtype(gradient, self.r.dtype)
@@ -141,8 +144,7 @@ class Regression:
 
     def _scale(self, weight: Any, denominator: Any) -> Any:
         """2 · d loss / d (an element's squared error): a number, 0-d, or (N, 1, ...)."""
-        scale = by_row(weight_over(2.0 * weight, denominator, self.normalizer), self.r.dim())
-        return operand(scale, self.dtype)
+        return by_row(weight_over(2.0 * weight, denominator, self.normalizer), self.r.dim())
 
     def _reduced(self, sum_of_all: Any, denominator: Any) -> Any:
         """The sum over all elements as the spec reduces it."""

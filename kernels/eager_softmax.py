@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fused_loss.kernels.eager_numbers import class_sums, operand
+from fused_loss.kernels.eager_numbers import LONG_SUM, class_sums, operand
 from fused_loss.kernels.eager_tiles import move
 from fused_loss.spec import in_dtype
 
@@ -85,6 +85,8 @@ class Softmax:
 
     def losses(self, block: Block) -> Tensor:
         """Unreduced losses (n, d1, ...); with a scale, `out` holds the gradient afterwards."""
+        if block.scale is not None and block.logits.shape[1] == 1:  # p is 1 whatever the logit is
+            block = block._replace(scale=block.scale * 0.0)
         if self.exactly or (block.scale is None and block.mask is None):
             return self._exactly(block)
         if not (self.soft or self.smoothing):
@@ -97,13 +99,15 @@ class Softmax:
         index = block.targets.unsqueeze(1)
         known = _target_and_largest(block.logits, index) if block.logits is block.out else None
         p = torch.softmax(_logits(block), 1, out=block.out)
-        p_t = in_dtype(p.gather(1, index), self.sums)
+        whole = self._whole(p)
+        p_t = in_dtype(p.gather(1, index), self.sums).div_(whole)
         log_p_t = p_t.log().squeeze(1)
         ordinary = _ordinary(log_p_t, SMALLEST, block)
         if not ordinary:
             if block.mask is not None:
                 p = torch.softmax(_logits(block, exactly=True), 1, out=block.out)
-                p_t = in_dtype(p.gather(1, index), self.sums)
+                whole = self._whole(p)
+                p_t = in_dtype(p.gather(1, index), self.sums).div_(whole)
             by_logits = _log_by_logits(p, index, block, known)
             log_p_t = torch.where(p_t > SMALLEST_P, p_t.log(), by_logits.to(p_t)).squeeze(1)
         if block.scale is not None:
@@ -111,7 +115,7 @@ class Softmax:
             if block.weight is not None:
                 factor = factor * block.weight.unsqueeze(1)
             at_t = p_t.sub_(1.0).mul_(factor)  # in float64 rounded once; p·f - f would be twice
-            _multiply(p, factor).scatter_(1, index, in_dtype(at_t, p.dtype))
+            _multiply(p, factor / whole).scatter_(1, index, in_dtype(at_t, p.dtype))
             if not ordinary:
                 _clear(p, block)
         if block.weight is not None:
@@ -134,7 +138,9 @@ class Softmax:
             losses += class_sums(centred.mul_(q), masked)
         p = torch.softmax(z, 1, out=block.out)
         mass = a + _mass(q, p)
-        losses += in_dtype(p.amax(1, keepdim=True), self.sums).log_().mul_(mass).squeeze(1)
+        whole = self._whole(p)
+        largest = in_dtype(p.amax(1, keepdim=True), self.sums).div_(whole)
+        losses += largest.log_().mul_(mass).squeeze(1)
         ordinary = _ordinary(losses, -torch.inf, block)
         if not ordinary:
             ignored = block.ignored
@@ -143,13 +149,23 @@ class Softmax:
                 return self._by_softmax(block, exactly=True) if again else None
         if block.scale is not None:
             scale = _by_class(block.scale)
-            _multiply(p, mass * scale)
+            _multiply(p, mass * scale / whole)
             _subtract(p, scale, q)
             if not self.soft:
                 _add_at(p, index, scale * -a)
             if not ordinary:
                 _clear(p, block)
         return losses.neg_()
+
+    def _whole(self, p: Tensor) -> Any:
+        """Σ_c p, (n, 1, d1, ...): all but 1, by the roundings of the sum within softmax.
+
+        In a row of many classes they are as small beside the largest gradient as p is.
+        """
+        if p.shape[1] >= LONG_ROW:
+            return 1.0
+        exactly = self.sums if p.numel() <= LONG_SUM else None
+        return in_dtype(p.sum(1, keepdim=True, dtype=exactly), self.sums)
 
     def _exactly(self, block: Block) -> Tensor:
         """The same by the letter, for every value that there is."""

@@ -89,6 +89,8 @@ def plain(
         and r.dtype is z.dtype is y.dtype is torch.float32
         and (t.dtype is torch.int64 or t.dtype is torch.float32)
         and r.shape == y.shape
+        and type(smoothing) is float
+        and smoothing == smoothing
         and (class_weight is None or _is_constant(class_weight))
     ):
         return None

@@ -87,7 +87,7 @@ def tile(classes: int, adjacent: bool, values: int, itemsize: int) -> Tile:
     if (
         adjacent and block > longest and classes % 8
     ):  # an address and a mask for each element of such rows
-        block_c //= 2
+        block_c = max(1, block_c // 2)
     return Tile(rows, block_c, block <= longest, warps)
 
 
