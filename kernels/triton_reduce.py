@@ -194,7 +194,10 @@ def reduce_kernel(
                 r_scale /= M
                 if (R_DENOMINATOR == "own") or (R_DENOMINATOR == "counted"):
                     r_scale = tl.where(M == 0.0, 0.0, r_scale)
-            errors = tl.zeros([BLOCK_M], tl.float64)
+            if HAS_ELEMENT_WEIGHT:
+                errors = tl.zeros([BLOCK_M], tl.float64)
+            else:
+                errors = tl.zeros([BLOCK_M], ACC)
             error_shares = tl.zeros([BLOCK_M], ACC)
             whole = elements // BLOCK_M  # tiles without a mask, which move vectors, then the rest
             first = pid - n_cls
@@ -215,7 +218,7 @@ def reduce_kernel(
                 )  # fmt: skip
                 errors += tile_errors
                 error_shares += tile_shares
-            value = tl.sum(errors, 0)
+            value = tl.sum(errors.to(tl.float64), 0)
             shares = tl.sum(error_shares.to(tl.float64), 0)
 
     if not DEFERRED:

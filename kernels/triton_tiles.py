@@ -189,22 +189,24 @@ def error_tile(
     GRAD: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """w·(r-y)² in float64 of the elements i of (N, D), their shares w, and scale·2·w·(r-y).
+    """w·(r-y)² of the elements i of (N, D), their shares w, and scale·2·w·(r-y).
 
-    All are 0 outside the mask, and where a missing target is. The gradient is rounded twice: r-y,
-    and its product with the rest.
+    All are 0 outside the mask, and where a missing target is. With weights the products are in
+    float64: each is one rounding more. Without, that would cost registers and tell nothing.
     """
     target = tl.load(element_of(y, i, D, FLAT), mask=mask, other=0.0).to(ACC)
     error = tl.load(element_of(r, i, D, FLAT), mask=mask, other=0.0).to(ACC) - target
-    pulled = error.to(tl.float64)
+    pulled, factor = error, 2.0 * scale
     present = mask
     if IGNORE_NAN:
         present = mask & (target == target)
     share = present.to(ACC)
     if HAS_ELEMENT_WEIGHT:
         share = tl.load(element_of(weight, i, D, FLAT), mask=present, other=0.0).to(ACC)
-        pulled *= share
+        pulled = error.to(tl.float64) * share
+    else:
+        factor = factor.to(ACC)
     if GRAD:
-        pull = tl.where(present, pulled * (2.0 * scale), 0.0)
+        pull = tl.where(present, pulled * factor, 0.0)
         tl.store(element_of(g, i, D, FLAT), rounded(pull, g[0]), mask=mask)
     return tl.where(present, pulled * error, 0.0), share
