@@ -10,8 +10,8 @@ from fused_loss.bench.footprint import footprint
 from fused_loss.bench.programs import Program, Provider, Step
 from fused_loss.bench.providers import from_loss
 
-LARGE = Case("large", "test", 512, 1000)
-LOGITS = 512 * 1000 * 4
+LARGE = Case("large", "test", 1024, 1000)
+LOGITS = 1024 * 1000 * 4
 
 
 def program_of(step: Step) -> Program:
