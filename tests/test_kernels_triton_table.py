@@ -53,12 +53,19 @@ def test_where_another_tiling_begins():
     assert begins(True, 1, 8)[-1] == triton_table.BLOCK_MAX // 8 + 1
 
 
+def mostly_swept(lengths: list[int], kept: tuple[int, ...]) -> list[object]:
+    """All of them, those not kept in the sweep alone."""
+    assert {*kept} <= {*lengths}
+    slow = pytest.mark.slow
+    return [c if c in kept else pytest.param(c, marks=slow) for c in lengths]
+
+
 def hold(case: Case, device: str, classes_apart: bool = False) -> None:
     problem = case.problem(device)
     if classes_apart:
         problem = problem._replace(z=problem.z.t().contiguous().t())
     actual, forward, _ = launched(problem)
-    assert forward == ["reduce_kernel"]
+    assert forward == ["per_sample_kernel" if case.reduction == "none" else "reduce_kernel"]
     assert_matches(problem, actual, fused(problem, "reference"))
 
 
@@ -69,6 +76,25 @@ def test_a_row_that_is_kept_and_longer_ones(classes, backend, device):
     rows = tile(classes, True, 1, 4).rows
     samples = rows + 1 if classes <= 1024 else 1
     hold(Case(targets="hard-100", shapes=((samples, 2), (samples, classes))), device)
+
+
+@PLACES
+@pytest.mark.parametrize(
+    "classes", mostly_swept(around(begins(True, 1, 4)), (3, 513, 1025, LONGEST - 1))
+)
+def test_a_loss_a_sample(classes, backend, device):
+    samples = tile(classes, True, 1, 4).rows + 1 if classes <= 1024 else 1
+    shapes = (samples, 2), (samples, classes)
+    hold(Case(reduction="none", targets="hard-100", shapes=shapes), device)
+
+
+@PLACES
+@pytest.mark.parametrize("classes", mostly_swept(around(begins(False, 1, 4)), (3, 64, 65)))
+def test_a_loss_a_sample_with_classes_apart(classes, backend, device):
+    samples = tile(classes, False, 1, 4).rows + 1
+    shapes = (samples, 2), (samples, classes)
+    case = Case(reduction="none", targets="hard-100", shapes=shapes)
+    hold(case, device, classes_apart=classes > 1)
 
 
 @PLACES
