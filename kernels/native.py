@@ -119,9 +119,7 @@ def plain(
 
 
 def _is_constant(weight: Any) -> bool:
-    return (
-        type(weight) is Tensor and weight.dtype is torch.float32 and not weight.requires_grad
-    )
+    return type(weight) is Tensor and weight.dtype is torch.float32 and not weight.requires_grad
 
 
 def _pair(alpha: Any, pair: Any) -> tuple[Any, Any] | None:
