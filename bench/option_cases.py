@@ -1,4 +1,4 @@
-"""Every option of the loss as someone writes it who has PyTorch alone: what its time is held to.
+"""The options that change the arithmetic, as someone writes them who has PyTorch alone: what our time is held to.
 
 In float32, in the fewest operators that come to mind, of the tensors of one problem.
 """

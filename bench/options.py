@@ -1,4 +1,4 @@
-"""How long each option of the loss takes, beside the same written out in PyTorch's own operators.
+"""How long the options of the loss take, beside the same written out in PyTorch's own operators.
 
 Both are timed in turns, in one run: forward under no-grad, and forward and backward together.
 Before the clock starts they must agree.
@@ -25,7 +25,7 @@ from fused_loss.bench.stored import Ratio, ratio
 from fused_loss.bench.wording import date, escape, machine, table, times, versions
 from fused_loss.bench.written import write, write_json
 
-ABOUT = "the time of every option on the CPU, beside the same in PyTorch's own operators"
+ABOUT = "the time of the options on a CPU, beside the same in PyTorch's own operators"
 SIZES = ((100, 2, 1), (1024, 20, 4), (4096, 1000, 4), (200_000, 10, 4))  # N, C, D
 FILE, REPORT = "options.json", "options.md"
 LEGEND = """\

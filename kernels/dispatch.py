@@ -72,7 +72,7 @@ def asked() -> str:
 
 def plain(*arguments: Any) -> tuple[Tensor, Tensor, Tensor] | None:
     """`native.plain` of these arguments, where `auto` may take a call; None elsewhere."""
-    if asked() != "auto" or torch.compiler.is_compiling() or torch._C._is_tracing():
+    if asked() != "auto" or torch.compiler.is_compiling() or transform() is not None:
         return None
     return native.plain(*arguments)
 

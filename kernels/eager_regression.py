@@ -78,7 +78,9 @@ class Regression:
         """Of a block: one value, or under "none" (n,)."""
         if not self.per_sample:
             return total(errors)
-        return in_dtype(errors if errors.dim() < 2 else class_sums(errors.flatten(1)), self.sums)
+        if errors.dim() < 2:  # a copy: the next block has the same buffer
+            return errors.to(self.sums, copy=True)
+        return in_dtype(class_sums(errors.flatten(1)), self.sums)
 
     def _blocks(self, gradient: Tensor | None, scale: Any) -> Iterator[tuple[Any, ...]]:
         """`(r, y, weight, gradient, scale)` in blocks: flat, where nothing forbids it."""

@@ -327,8 +327,10 @@ def _subtract(p: Tensor, scale: Any, q: Any) -> None:
         p.sub_(operand(scale * q, p.dtype))
     elif isinstance(scale, Tensor):
         p.addcmul_(operand(scale, p.dtype), q, value=-1)
-    else:
+    elif q.shape == p.shape:
         p.sub_(q, alpha=scale)
+    else:  # with an alpha a q that spreads is rounded otherwise at the ends of a thread's share
+        p.sub_(q * scale)
 
 
 def _add_at(p: Tensor, index: Tensor, values: Any) -> None:

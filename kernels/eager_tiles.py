@@ -28,7 +28,8 @@ class Tile(NamedTuple):
     """A part of a tensor (N, C, d1, ...) with whole positions: some samples, or a part of one."""
 
     samples: slice
-    along: slice | None  # of d1; None: all
+    along: slice | None  # of the longest of d1, d2, ...; None: all
+    axis: int = 0  # which one that is
 
 
 def tiles(shape: Sequence[int], elements: int) -> list[Tile]:
@@ -40,9 +41,11 @@ def tiles(shape: Sequence[int], elements: int) -> list[Tile]:
     if size <= elements or len(rest) < 2:
         rows = max(1, elements // size)
         return [Tile(slice(n, n + rows), None) for n in range(0, samples, rows)]
-    step = max(1, elements * rest[1] // size)
-    parts = [slice(d, d + step) for d in range(0, rest[1], step)]
-    return [Tile(slice(n, n + 1), part) for n in range(samples) for part in parts]
+    length = max(rest[1:])
+    axis = rest.index(length, 1) - 1
+    step = max(1, elements * length // size)
+    parts = [slice(d, d + step) for d in range(0, length, step)]
+    return [Tile(slice(n, n + 1), part, axis) for n in range(samples) for part in parts]
 
 
 def cut(values: Any, tile: Tile, d1: int = 1) -> Any:
@@ -52,10 +55,10 @@ def cut(values: Any, tile: Tile, d1: int = 1) -> Any:
     """
     if not isinstance(values, Tensor) or not values.dim():
         return values
-    values = values[tile.samples]
-    if tile.along is None or values.shape[d1] == 1:
+    values, axis = values[tile.samples], d1 + tile.axis
+    if tile.along is None or values.shape[axis] == 1:
         return values
-    return values[:, tile.along] if d1 == 1 else values[:, :, tile.along]
+    return values[(slice(None),) * axis + (tile.along,)]
 
 
 def tile_elements(numel: int, small: bool) -> int:

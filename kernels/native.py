@@ -88,9 +88,11 @@ def plain(
         and type(t) is Tensor
         and r.dtype is z.dtype is y.dtype is torch.float32
         and (t.dtype is torch.int64 or t.dtype is torch.float32)
+        and t.layout is torch.strided
         and r.shape == y.shape
         and type(smoothing) is float
-        and smoothing == smoothing
+        and 0.0 <= smoothing <= 1.0  # where PyTorch takes a NaN and what is below 0 for 0
+        and type(reduction) is str
         and (class_weight is None or _is_constant(class_weight))
     ):
         return None
@@ -117,7 +119,7 @@ def plain(
 
 
 def _is_constant(weight: Any) -> bool:
-    return type(weight) is Tensor and not weight.requires_grad
+    return type(weight) is Tensor and weight.dtype is torch.float32 and not weight.requires_grad
 
 
 def _pair(alpha: Any, pair: Any) -> tuple[Any, Any] | None:

@@ -157,7 +157,7 @@ ALLOWED = {
     # A conversion of dtypes.
     ("fused_loss/spec.py", "float"): 1,
     # Of Python numbers: alpha, the pair of weights, a normalizer, a dimension, what repr shows.
-    ("fused_loss/options.py", "float"): 4,
+    ("fused_loss/options.py", "float"): 1,
     ("kernels/reference.py", "int"): 5,
     ("fused_loss/modules.py", "float"): 1,
     ("kernels/triton_heads.py", "float"): 1,

@@ -98,3 +98,18 @@ def test_an_index_above_int64_stays_too_large():
     _, tensors = arrange(r, z, y, t)
     last = torch.iinfo(torch.int64).max
     assert tensors.classification_targets.tolist() == [0, 2, last, last]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"alpha": 10**400},
+        {"loss_weights": (1.0, 10**400)},
+        {"regression_normalizer": 10**400},
+        {"classification_normalizer": 10**400},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_an_int_beyond_float64_is_named(options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} is too large"):
+        combined_loss(*batch(), **options)

@@ -19,6 +19,15 @@ def test_value_and_gradients(backend, device, case):
     assert_matches(problem, fused(problem, backend), fused(problem, "reference"))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_errors_of_samples_outlive_their_block(dtype, monkeypatch):
+    """Those of the next block are written into the same buffer."""
+    monkeypatch.setattr(eager_tiles, "BLOCK_ELEMENTS", 4)
+    r, y = torch.arange(7, dtype=dtype), torch.zeros(7, dtype=dtype)
+    with fused_loss.backend("eager"):
+        assert torch.equal(fused_loss.mse_loss(r, y, reduction="none"), r * r)
+
+
 @pytest.mark.parametrize("case", PRODUCT, ids=str)
 def test_block_by_block(case, monkeypatch):
     """The same, where two samples fill a block."""

@@ -10,6 +10,7 @@ MODES = {
     "indices": {},
     "weights": {"class_weight": True},
     "smoothing": {"label_smoothing": 0.1},
+    "weights and smoothing": {"class_weight": True, "label_smoothing": 0.1},
     "probabilities": {"soft": True},
     "mask": {"class_mask": True},
     "mask and probabilities": {"class_mask": True, "soft": True},
@@ -47,7 +48,7 @@ def inputs(mode, n, c, positions=(), scale=1.0):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("shape", [(70001, 3), (300, 4000), (1, 100_003)], ids=str)
+@pytest.mark.parametrize("shape", [(70001, 3), (100_003, 7), (300, 4000), (1, 100_003)], ids=str)
 def test_the_same_bits_for_any_number_of_threads(mode, shape):
     z, t, options = inputs(mode, *shape)
     before, found = torch.get_num_threads(), []

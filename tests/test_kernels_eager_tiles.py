@@ -18,7 +18,9 @@ from fused_loss.spec import LossTensors
 
 
 @pytest.mark.parametrize("elements", [1, 5, 12, 40, 10**6])
-@pytest.mark.parametrize("shape", [(7, 3), (2, 3, 5), (3, 2, 5, 4), (1, 4, 9), (0, 3), (2, 3, 0)])
+@pytest.mark.parametrize(
+    "shape", [(7, 3), (2, 3, 5), (3, 2, 5, 4), (1, 4, 9), (2, 3, 1, 7), (0, 3), (2, 3, 0)]
+)
 def test_tiles_cover_each_element_once(shape, elements):
     size = math.prod(shape)
     logits = torch.arange(float(size)).view(shape)
@@ -26,14 +28,16 @@ def test_tiles_cover_each_element_once(shape, elements):
     found = torch.cat([part.flatten() for part in parts])
     assert torch.equal(found.sort().values, torch.arange(float(size)))
     assert all(part.shape[1:2] == logits.shape[1:2] for part in parts)  # whole positions
-    smallest = shape[1] * math.prod(shape[3:])  # that a tile can be: one position along d1
+    smallest = (
+        math.prod(shape[1:]) // max(shape[2:], default=1) if size else 1
+    )  # one of the longest
     assert max(part.numel() for part in parts) <= max(elements, smallest)
     assert parts[0].numel() == max(part.numel() for part in parts)
 
 
 def test_what_a_tile_cuts():
     tile = tiles((2, 3, 5), 6)[-1]
-    assert tile == (slice(1, 2), slice(4, 6))
+    assert tile == (slice(1, 2), slice(4, 6), 0)
     positions = torch.arange(10.0).view(2, 5)
     assert cut(positions, tile).tolist() == [[9.0]]
     assert cut(torch.tensor([[3.0], [4.0]]), tile).tolist() == [[4.0]]  # a value a sample

@@ -150,10 +150,17 @@ def test_what_a_plain_call_leaves_to_the_general_way():
         {"reduction": "none", "r": r[0], "y": y[0]},
         {"reduction": "none", "z": z[..., None], "t": t[:, None]},
         {"reduction": "average"},
+        {"reduction": ["mean"]},
+        {"t": torch.softmax(z, 1).to_sparse()},
         {"smoothing": 1.5},
+        {"smoothing": -0.5},
+        {"smoothing": float("nan")},
+        {"smoothing": torch.tensor(0.1)},
         {"smoothing": "0.1"},
         {"class_weight": torch.zeros(3)},
         {"class_weight": weight[:2]},
+        {"class_weight": weight.double(), "t": torch.softmax(z, 1)},
+        {"class_weight": weight.long(), "t": torch.softmax(z, 1)},
         {"class_weight": weight.clone().requires_grad_()},
         {"class_weight": [1.0, 1.0, 1.0]},
     ):
@@ -161,6 +168,15 @@ def test_what_a_plain_call_leaves_to_the_general_way():
     ignored = t.masked_fill(torch.arange(len(t)) == 0, -100)
     assert plain(t=ignored) is not None
     assert plain(t=ignored, z=z.masked_fill((ignored < 0)[:, None], torch.nan)) is None
+
+
+def test_a_transform_leaves_no_tensor_of_its_own():
+    """The constant that a weight becomes is kept from call to call."""
+    r, z, y, t = batch()
+    native._constant.cache_clear()
+    torch.func.grad(lambda z: combined_loss(r, z, y, t, alpha=0.140625))(z)
+    constant = native._constant(1 - 0.140625, torch.float32)
+    assert not torch._C._functorch.is_functorch_wrapped_tensor(constant)
 
 
 def test_no_function_of_ours_is_in_the_graph():
