@@ -1,4 +1,4 @@
-"""The options that change the arithmetic, as someone writes them who has PyTorch alone: what our time is held to.
+"""The options that change the arithmetic, as someone writes them who has PyTorch alone.
 
 In float32, in the fewest operators that come to mind, of the tensors of one problem.
 """
