@@ -164,7 +164,7 @@ _LOSSES = (
         f"fused-auto{ON_REQUEST}",
         prepare=_in_place,
         context=partial(backend, "auto"),
-        phases=(Phase.TRAINING, Phase.SCALED),
+        phases=(Phase.TRAINING,),
         fits=_is_large,
     ),
     _fused("fused-triton", available=needs.kernels, context=partial(backend, "triton")),

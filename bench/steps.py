@@ -102,8 +102,8 @@ def copy_step(case: Case, phase: Phase, device: torch.device) -> Step:
 class OnCopies:
     """A step that writes over its logits, on copies of its own: one for each set of inputs.
 
-    A copy holds the logits in the first call alone. Of later ones the values are no model's, and
-    the time is the same.
+    A copy holds the logits in the first call alone, and then their gradient. So small values make
+    an ordinary softmax, whose time is the same; those of a scaled gradient would not.
     """
 
     def __init__(self, step: Step) -> None:

@@ -24,13 +24,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fused_loss.kernels.eager_numbers import LONG_SUM, class_sums, operand
+from fused_loss.kernels.eager_numbers import class_sums, operand
 from fused_loss.kernels.eager_tiles import move
 from fused_loss.spec import in_dtype
 
 SMALLEST = -80.0  # of log p: exp(-80) is 2e-35, still a normal number of float32
 SMALLEST_P = math.exp(SMALLEST)
 LONG_ROW, PIECE = 1024, 128  # classes
+EXACT_MOST = 1 << 16  # elements
 
 
 nll_loss: Any = torch._C._nn.nll_loss  # type: ignore[attr-defined]
@@ -160,12 +161,11 @@ class Softmax:
     def _whole(self, p: Tensor) -> Any:
         """Σ_c p, (n, 1, d1, ...): all but 1, by the roundings of the sum within softmax.
 
-        In a row of many classes they are as small beside the largest gradient as p is.
+        Of a small block, where another operator costs little; of a large one it is left at 1.
         """
-        if p.shape[1] >= LONG_ROW:
+        if p.numel() > EXACT_MOST:
             return 1.0
-        exactly = self.sums if p.numel() <= LONG_SUM else None
-        return in_dtype(p.sum(1, keepdim=True, dtype=exactly), self.sums)
+        return p.sum(1, keepdim=True, dtype=self.sums)
 
     def _exactly(self, block: Block) -> Tensor:
         """The same by the letter, for every value that there is."""

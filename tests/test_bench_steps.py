@@ -62,8 +62,8 @@ def test_the_copy_moves_half_of_the_bytes_each_way(phase: Phase):
     assert copied.unique().numel() > 1
 
 
-@pytest.mark.parametrize("phase", [Phase.TRAINING, Phase.SCALED])
-def test_a_step_on_copies_leaves_the_inputs_alone(phase: Phase):
+def test_a_step_on_copies_leaves_the_inputs_alone():
+    phase = Phase.TRAINING
     step, plain = (
         OnCopies(step_of(inplace_loss(SMALL), SMALL, phase, CPU)),
         step_of(LOSS, SMALL, phase, CPU),
