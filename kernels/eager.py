@@ -7,15 +7,14 @@ For a position with logits z, `p = softmax(z)` and smoothed, class-weighted targ
     d loss/dz = p · Σ_c q'_c - q'
 
 and for the regression head `d w·(r-y)²/dr = 2·w·(r-y)`. Both gradients are finished here, for a
-`grad_output` of 1, in the same pass that computes the loss. The logits are taken in blocks of
-samples that fit the cache, so the only buffer of the logits' size is the gradient itself: p is
-written into it (or, for half types, into a float32 block) and turned into the gradient in place.
+`grad_output` of 1, in the same pass that computes the loss. The logits are taken in tiles that fit
+the cache, so the only buffer of the logits' size is the gradient itself: p is written into it (or
+into a float32 buffer of a tile) and turned into the gradient in place. `docs/cpu.md` has the whole.
 
 Parallel is what PyTorch's operators are. On a CPU results of logits (N, C) have the same bits for
 any number of threads. Those of (N, C, d1, ...) may differ in the last: along a dimension that is
 not the last `torch.softmax` gives each thread a share of the positions and takes another exp for
-the odd ones at its end. So may the loss, not the gradient, of a block that is one row of more than
-32768 soft targets, or of as many squared errors under "none": that sum PyTorch splits.
+the odd ones at its end.
 
 The page faults of a large new buffer may cost more than the arithmetic. They are gone with
 `inplace_gradient`, and fewer with `THP_MEM_ALLOC_ENABLE=1`, PyTorch's own switch for huge pages.
