@@ -58,7 +58,15 @@ def test_it_has_the_options_of_combined_loss():
 @on_reductions
 @pytest.mark.parametrize("every", [False, True], ids=["plain", "every option"])
 def test_each_is_a_component_of_combined_loss(backend: str, every: bool, reduction: str):
-    """To the bit, gradients included, which the weights (1, 0) and (0, 1) single out."""
+    """To the bit, gradients included, which the weights (1, 0) and (0, 1) single out.
+
+    Where "auto" takes PyTorch's operators for the one and its own for the other, to their roundings.
+    """
+    few = 4 * torch.finfo(torch.float32).eps if (backend, reduction) == ("auto", "none") else 0.0
+
+    def assert_same(one: Tensor, other: Tensor) -> None:
+        torch.testing.assert_close(one, other, rtol=few, atol=few)
+
     device = device_of(backend)
     options = options_of(device, reduction) if every else {"reduction": reduction}
     r, z, y, t = leaves(backend)
@@ -69,10 +77,10 @@ def test_each_is_a_component_of_combined_loss(backend: str, every: bool, reducti
             alone, parts = combined_loss(
                 r, z, y, t, loss_weights=weights, return_components=True, **options
             )
-            assert torch.equal(losses[i], parts[i])
-            assert torch.equal(components[i], parts[i])
+            assert_same(losses[i].detach(), parts[i])
+            assert_same(components[i], parts[i])
             mine = torch.autograd.grad(losses[i].sum(), (r, z)[i], retain_graph=True)
-            assert torch.equal(mine[0], torch.autograd.grad(alone.sum(), (r, z))[i])
+            assert_same(mine[0], torch.autograd.grad(alone.sum(), (r, z))[i])
     assert type(components) is Components
     assert not any(part.requires_grad for part in components)
     assert all(loss.requires_grad for loss in losses)
