@@ -60,7 +60,7 @@ def test_it_has_the_options_of_combined_loss():
 def test_each_is_a_component_of_combined_loss(backend: str, every: bool, reduction: str):
     """To the bit, gradients included, which the weights (1, 0) and (0, 1) single out.
 
-    Where "auto" takes PyTorch's operators for the one and its own for the other, to their roundings.
+    Where "auto" takes PyTorch's operators for one and its own for the other, to their roundings.
     """
     few = 4 * torch.finfo(torch.float32).eps if (backend, reduction) == ("auto", "none") else 0.0
 
