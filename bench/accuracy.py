@@ -25,7 +25,7 @@ from fused_loss.bench.accuracy_options import OPTIONS, Option, Problem
 from fused_loss.bench.accuracy_table import markdown, within
 from fused_loss.bench.composed import composed
 from fused_loss.bench.environment import environment
-from fused_loss.bench.written import write, write_json
+from fused_loss.bench.written import write_table
 
 ABOUT = "the error of every option, backend and dtype against float64, beside PyTorch's own"
 BACKENDS = ("reference", "eager", "triton")
@@ -77,10 +77,7 @@ def run(args: argparse.Namespace) -> int:
     }
     text = markdown(results | {"rows": measured})
     print(text)
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        write_json(args.out / FILE, results, "rows", measured)
-        write(args.out / REPORT, text)
+    write_table(args.out, (FILE, REPORT), results, measured, text)
     return int(not all(within(row) for row in measured))
 
 

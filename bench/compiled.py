@@ -24,7 +24,7 @@ from fused_loss.bench.calls import DTYPES, Call
 from fused_loss.bench.compiled_families import Family, families
 from fused_loss.bench.compiled_table import markdown
 from fused_loss.bench.environment import environment
-from fused_loss.bench.written import write, write_json
+from fused_loss.bench.written import write_table
 
 if TYPE_CHECKING:
     from fused_loss.bench.ahead import Code
@@ -80,10 +80,7 @@ def run(args: argparse.Namespace) -> int:
     }
     text = markdown(results | {"rows": found})
     print(text)
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        write_json(args.out / FILE, results, "rows", found)
-        write(args.out / REPORT, text)
+    write_table(args.out, (FILE, REPORT), results, found, text)
     return int(any(row["spilled"] for row in found))
 
 

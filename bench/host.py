@@ -24,7 +24,7 @@ from torch import Tensor
 from fused_loss import combined_loss, kernels
 from fused_loss.bench.environment import environment
 from fused_loss.bench.wording import date, machine, table, versions
-from fused_loss.bench.written import write, write_json
+from fused_loss.bench.written import write_table
 from fused_loss.kernels import dispatch
 from fused_loss.spec import LossSpec, LossTensors, Needs
 
@@ -133,10 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]
     text = markdown(results | {"rows": rows})
     print(text)
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        write_json(args.out / FILE, results, "rows", rows)
-        write(args.out / REPORT, text)
+    write_table(args.out, (FILE, REPORT), results, rows, text)
     return 0
 
 

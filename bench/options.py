@@ -23,7 +23,7 @@ from fused_loss.bench.option_cases import CASES, OptionCase, Problem, problem
 from fused_loss.bench.programs import Program
 from fused_loss.bench.stored import Ratio, ratio
 from fused_loss.bench.wording import date, escape, machine, table, times, versions
-from fused_loss.bench.written import write, write_json
+from fused_loss.bench.written import write_table
 
 ABOUT = "the time of the options on a CPU, beside the same in PyTorch's own operators"
 SIZES = ((100, 2, 1), (1024, 20, 4), (4096, 1000, 4), (200_000, 10, 4))  # N, C, D
@@ -59,10 +59,7 @@ def run(args: argparse.Namespace) -> int:
     }
     text = markdown(results | {"rows": measured})
     print(text)
-    if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
-        write_json(args.out / FILE, results, "rows", measured)
-        write(args.out / REPORT, text)
+    write_table(args.out, (FILE, REPORT), results, measured, text)
     return 0
 
 

@@ -9,6 +9,17 @@ from pathlib import Path
 from typing import Any
 
 
+def write_table(
+    folder: Path | None, files: tuple[str, str], results: dict[str, Any], rows: Any, text: str
+) -> None:
+    """A table's results and its text, under these two names; nothing without a folder."""
+    if folder is None:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / files[0], results, "rows", rows)
+    write(folder / files[1], text)
+
+
 def write_json(path: Path, head: dict[str, Any], name: str, rows: Iterable[Any]) -> None:
     """The head, and under `name` the rows, each in a line of its own."""
     opened = json.dumps(head, indent=1).removesuffix("\n}")
