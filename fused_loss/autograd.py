@@ -130,7 +130,7 @@ def head_losses(backend: str, spec: LossSpec, tensors: LossTensors) -> tuple[Ten
     with torch.no_grad():
         outcome = kernels.forward(backend, spec, tensors, asked)
         assert outcome.components is not None
-        losses = [component.data for component in outcome.components.unbind()]
+        losses = [component.data for component in outcome.components.unbind()[:2]]
         _overwritten(spec, tensors, asked)
     gradients = (outcome.regression_gradient, None), (None, outcome.classification_gradient)
     for head, needs in enumerate((Needs(True, False), Needs(False, True))):

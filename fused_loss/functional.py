@@ -188,7 +188,7 @@ def combined_loss(
     if not return_components:
         return loss
     assert components is not None
-    return loss, Components(*components.detach().to(loss.dtype).unbind())
+    return loss, Components(*components.detach().unbind()[:2])
 
 
 def run(

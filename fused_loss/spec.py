@@ -96,7 +96,8 @@ class Outcome(NamedTuple):
     """
 
     loss: Tensor  # () or (N,)
-    components: Tensor | None  # (2,) or (2, N): regression, classification; or None
+    components: Tensor | None  # (2, *loss): regression, classification; with a third row, their
+    # difference, which is the gradient of alpha and is rounded once
     regression_gradient: Tensor | None
     classification_gradient: Tensor | None
 

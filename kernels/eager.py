@@ -86,9 +86,9 @@ def _run(spec: LossSpec, tensors: LossTensors, needs: Needs, upstream: Tensor | 
         loss, components = ce if mse is None else mse, None
     else:
         loss = w_reg * mse + w_cls * ce
-        exact = dtype if tensors.weights is None else sums  # alpha's gradient is mse - ce
-        parts = [_tensor(part, exact) for part in (mse, ce)] if needs.components else []
-        components = torch.stack(parts) if parts else None
+        parts = (mse, ce) if tensors.weights is None else (mse, ce, mse - ce)
+        rows = [_tensor(part, dtype) for part in parts] if needs.components else []
+        components = torch.stack(rows) if rows else None
     return Outcome(_tensor(loss, dtype), components, grad_r, grad_z)
 
 

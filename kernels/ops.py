@@ -82,7 +82,7 @@ def _loss_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
     assert r is not None
     assert z is not None
     shape, dtype = loss_shape(spec, z), accumulation_dtype(r, z)
-    return r.new_empty(shape, dtype=dtype), r.new_empty((2, *shape), dtype=dtype)
+    return r.new_empty(shape, dtype=dtype), r.new_empty((3, *shape), dtype=dtype)
 
 
 @torch.library.impl("fused_loss::gradients", "default")
@@ -134,10 +134,10 @@ def weights_gradient(components: Tensor, weights: Tensor, grad_output: Tensor) -
     """d loss/d(w_reg, w_cls) = (mse, ce), and d loss/d alpha = mse - ce, summed over samples."""
     if components.device.type == "cpu":  # where float64 is at hand, and costs nothing
         components = components.double()
-    pair = components * grad_output
-    if pair.dim() > 1:
-        pair = pair.flatten(1).sum(1)
-    return (pair if weights.dim() else pair[0] - pair[1]).to(weights.dtype)
+    parts = (components[:2] if weights.dim() else components[2:]) * grad_output
+    if parts.dim() > 1:
+        parts = parts.flatten(1).sum(1)
+    return parts.view(weights.shape).to(weights.dtype)
 
 
 torch.library.register_autograd("fused_loss::loss", _backward, setup_context=_keep)

@@ -116,7 +116,7 @@ class Heads:
             self._reads("position_weight_ptr", "classification_weight", copied)
 
     def loss_shape(self) -> tuple[int, ...]:
-        """Of the loss; that of the components has a 2 before it."""
+        """Of the loss; that of the components has a 3 before it."""
         if self.spec.per_position:
             assert self.z.tensor is not None
             return (self.z.samples, *self.z.tensor.shape[2:])

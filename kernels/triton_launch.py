@@ -86,7 +86,7 @@ def _forward(call: Plan, spec: LossSpec, tensors: LossTensors, needs: Needs) -> 
     components = None
     if call.both:
         if needs.components or call.loss_shape:
-            shape = (2, *call.loss_shape)
+            shape = (3, *call.loss_shape)
             components = torch.empty(shape, dtype=call.dtype, device=call.device)
         pointers["components_ptr"] = scratch.components if components is None else components
     return Outcome(loss, components, *_run(call, spec, tensors, scratch, pointers))
@@ -199,7 +199,7 @@ class Scratch(NamedTuple):
 
     ticket: Tensor  # () int32: launches count their programs on it, and leave it at zero
     partials: Tensor  # float64, of all programs
-    components: Tensor  # (2,) that nobody asked for
+    components: Tensor  # (3,) that nobody asked for
     counts: Tensor  # (2,) float64, and each of them
     r_count: Tensor
     z_count: Tensor
@@ -233,7 +233,7 @@ def _new_scratch(device: torch.device, dtype: torch.dtype, partials: int) -> Scr
     return Scratch(
         torch.zeros((), dtype=torch.int32, device=device),
         torch.empty(partials, dtype=torch.float64, device=device),
-        torch.empty(2, dtype=dtype, device=device),
+        torch.empty(3, dtype=dtype, device=device),
         counts,
         counts[0],
         counts[1],

@@ -23,7 +23,7 @@ from fused_loss.kernels.triton_tiles import error_tile, row_tile
 @triton.jit
 def per_sample_kernel(
     loss_ptr,  # (N,)
-    components_ptr,  # (2, N)
+    components_ptr,  # (3, N): mse, ce, mse - ce
     grad_output_ptr,  # (N,) at n // grad_output_inner · stride_n + n % grad_output_inner · stride_s
     weights_ptr,
     class_weight_ptr,
@@ -172,6 +172,7 @@ def per_sample_kernel(
             if HAS_REGRESSION and HAS_CLASSIFICATION:
                 tl.store(components_ptr + n, mse, mask=inside)
                 tl.store(components_ptr + samples + n, ce, mask=inside)
+                tl.store(components_ptr + samples + samples + n, mse - ce, mask=inside)
                 tl.store(loss_ptr + n, reg * mse + cls * ce, mask=inside)
             elif HAS_REGRESSION:
                 tl.store(loss_ptr + n, mse, mask=inside)

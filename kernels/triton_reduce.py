@@ -40,7 +40,7 @@ from fused_loss.kernels.triton_tiles import error_tile, row_tile
 @triton.jit
 def reduce_kernel(
     loss_ptr,  # ()
-    components_ptr,  # (2,)
+    components_ptr,  # (3,): mse, ce, mse - ce
     partials_ptr,  # (2, programs) float64: losses, shares
     ticket_ptr,  # () int32, 0 between launches
     slices_ptr,  # what `slices_kernel` has published
@@ -232,6 +232,7 @@ def reduce_kernel(
             if HAS_REGRESSION and HAS_CLASSIFICATION:
                 tl.store(components_ptr, mse)
                 tl.store(components_ptr + 1, ce)
+                tl.store(components_ptr + 2, mse - ce)
                 tl.store(loss_ptr, reg * mse + cls * ce)
             elif HAS_REGRESSION:
                 tl.store(loss_ptr, mse)
