@@ -189,3 +189,21 @@ def test_heads_and_targets_of_different_dtypes(
     for one, other, right, leaf in zip(found, yardstick, exact, (r, z), strict=True):
         assert one.dtype == leaf.dtype
         assert distance(one, right) <= distance(other, right) + torch.finfo(leaf.dtype).eps
+
+
+@everywhere
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_where_both_losses_cancel_the_gradient_of_alpha_is_rounded_once(
+    reduction: str, backend: str, device: str
+):
+    """Means of 149/3 and (149 + 2^-17)/3: as float32 they are equal, or a unit of 3.8e-6 apart."""
+    gap = 2.0**-17
+    losses = torch.tensor([49.0, 50.0, 50.0 + gap], device=device)  # exact: e^-49 is lost beside 1
+    z = torch.stack((losses, torch.zeros_like(losses)), 1)
+    r = torch.tensor([6.0, 8.0, 7.0], device=device)  # squares 36, 64, 49
+    alpha = torch.tensor(0.5, device=device, requires_grad=True)
+    targets = torch.zeros_like(r), torch.ones_like(r, dtype=torch.int64)
+    with fused_loss.backend(backend):
+        combined_loss(r, z, *targets, alpha, reduction=reduction).backward()
+    wanted = torch.tensor(-gap if reduction == "sum" else -gap / 3)
+    assert torch.equal(alpha.grad.cpu(), wanted)
