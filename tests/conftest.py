@@ -19,12 +19,16 @@ settings.register_profile("thorough", max_examples=2000, print_blob=True)
 
 @pytest.fixture(autouse=True)
 def _known_variants(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Look at every launch of a test, where Triton has been imported before it.
+    """Look at every launch of a test, where Triton has been imported before it; see `_interpreter`.
 
     Tests with the fixture `shrunken` or `tuned` take other tiles than the launch table's and are
     left alone.
     """
     launcher: Any = sys.modules.get("fused_loss.kernels.triton_launch")
+    if launcher is not None and launcher.interpreted():
+        from _interpreter import patch_the_language_once
+
+        patch_the_language_once()
     if launcher is None or {"shrunken", "tuned"} & set(request.fixturenames):
         yield
         return
