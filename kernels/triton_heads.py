@@ -6,6 +6,7 @@ call with this signature, and `Input` says which of them a kernel's pointer is.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fused_loss.kernels import layout
+from fused_loss.kernels.triton_math import PEELED, VECTOR
 from fused_loss.kernels.triton_table import tile
 from fused_loss.spec import LossSpec, LossTensors, Needs, accumulation_dtype
 
@@ -162,13 +164,21 @@ class Heads:
     def _unit(self) -> int:
         """What divides C and the distance of rows, up to 8: their alignment is a vector's then.
 
-        Triton compiles a variant for a multiple of 16 by itself, of every argument: 1 here.
+        Triton compiles a variant for a multiple of 16 by itself, of every argument: 1 here. A long
+        row that is not aligned so is peeled, if all that has its shape is aligned as it is.
         """
-        if self.z.stride_c != 1:
+        if self.z.tensor is None or self.z.stride_c != 1:
             return 1
         views = self.z, self.z_out, self.class_mask, *([self.t] if self.soft else [])
-        between = (stride for view in views for stride in (view.stride_n, view.stride_s))
-        return math.gcd(16, self.z.classes, *between) % 16 or 1
+        views = [view for view in views if view.tensor is not None]
+        between = [(view.stride_n, view.stride_s) for view in views]
+        unit = math.gcd(16, self.z.classes, *itertools.chain(*between)) % 16 or 1
+        apart = {(n % VECTOR.value, s % VECTOR.value) for n, s in between}
+        narrow = unit * self.z.tensor.itemsize < 16 and self.z.classes % 16
+        long = self.tile.rows == 1 and not self.tile.one_block
+        if narrow and long and len(apart) == 1:
+            return PEELED.value
+        return unit
 
     def options(self) -> dict[str, Any]:
         """What every kernel that reads targets is told of them."""

@@ -7,6 +7,8 @@ from triton.language import constexpr
 from triton.language.target_info import is_cuda
 
 INTERPRETED = constexpr(knobs.runtime.interpret)
+VECTOR = constexpr(8)  # elements: 16 bytes of a 16-bit type
+PEELED = constexpr(0)  # as UNIT: nothing divides C and the distance of rows (see `triton_pieces`)
 
 
 @triton.jit
@@ -63,19 +65,22 @@ def rounded(x, ptr):
 @triton.jit
 def multiple_of(x, UNIT: tl.constexpr):
     """x, which is a multiple of UNIT, 1 to 8, as the compiler learns; of 16 it knows by itself."""
-    if UNIT == 1:
+    if UNIT <= 1:
         return x
     else:
         return x // UNIT * UNIT
 
 
 @triton.jit
-def row_of(x, p, S, UNIT: tl.constexpr = 1):
+def row_of(x, p, S, UNIT: tl.constexpr = 1, head=0):
     """The addresses of the rows of positions p = n·S + s; x is (pointer, stride n, c, s).
 
-    The strides n and s are multiples of UNIT.
+    The strides n and s are multiples of UNIT. A row that is peeled begins `head` later, aligned.
     """
-    return x[0] + (p // S) * multiple_of(x[1], UNIT) + (p % S) * multiple_of(x[3], UNIT)
+    offset = (p // S) * multiple_of(x[1], UNIT) + (p % S) * multiple_of(x[3], UNIT)
+    if UNIT == PEELED:
+        offset = multiple_of(offset + head, VECTOR)
+    return x[0] + offset
 
 
 @triton.jit

@@ -6,27 +6,83 @@
 import triton
 import triton.language as tl
 
-from fused_loss.kernels.triton_math import exp, rounded, row_sums
-from fused_loss.kernels.triton_targets import (
-    class_targets,
-    class_weights,
-    possible_classes,
-    weighted_logits,
+from fused_loss.kernels.triton_math import PEELED, exp
+from fused_loss.kernels.triton_pieces import (
+    ends_of,
+    is_at,
+    read_piece,
+    sums_of_piece,
+    targets_of_piece,
+    write_piece,
 )
+from fused_loss.kernels.triton_targets import possible_classes
 
 
 @triton.jit
 def count_possible(
-    m_row, m_stride_c, inside, first, last, BLOCK_C: tl.constexpr, ACC: tl.constexpr
+    m_row,
+    m_stride_c,
+    inside,
+    last,
+    C,
+    head,
+    UNIT: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    ACC: tl.constexpr,
 ):
-    """How many of the classes [first, last) are possible, (ROWS,)."""
-    c = tl.arange(0, BLOCK_C)[None, :].to(tl.int64)
+    """How many classes of a row are possible, (ROWS,); [0, last) is its body."""
     count = tl.zeros(inside.shape, ACC)
-    for start in range(first, last, BLOCK_C):
-        mask = inside[:, None] & (start + c < last)
-        possible = possible_classes(m_row[:, None], m_stride_c, start + c, mask, True)
-        count += tl.sum(possible.to(ACC), 1)
+    if UNIT == PEELED:
+        c_ends, there = ends_of(C, head, 0)
+        beside = possible_classes(m_row[:, None], m_stride_c, c_ends, inside[:, None] & there, True)
+        count += tl.sum(beside.to(ACC), 1)
+    for start in range(0, last, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)[None, :].to(tl.int64)
+        mask = inside[:, None] & (c < last)
+        count += tl.sum(possible_classes(m_row[:, None], m_stride_c, c, mask, True).to(ACC), 1)
     return count
+
+
+@triton.jit
+def and_piece(
+    m,
+    shift,  # m, or 0 while it is -inf
+    total,
+    mass,
+    cross,
+    count,
+    rows,
+    steps,
+    w_ptr,
+    c,
+    there,
+    inside,
+    keep,
+    even,
+    SOFT: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    SMOOTH: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """m, shift, s, A, B and K (ROWS,) of what has been read of the row and the piece c."""
+    x, mask, possible = read_piece(rows, steps, c, there, inside, HAS_MASK, ACC)
+    if HAS_MASK:
+        count += tl.sum(possible.to(ACC), 1)
+    m = tl.maximum(m, tl.max(x, 1))
+    new_shift = tl.where(m == float("-inf"), 0.0, m)
+    q = targets_of_piece(
+        rows, steps, w_ptr, c, there, mask, possible, keep, even, SOFT, HAS_WEIGHT, SMOOTH, ACC
+    )
+    _e, new_total, new_mass, new_cross = sums_of_piece(
+        x, q, mask, new_shift, rows[0], SOFT, HAS_MASK, SMOOTH
+    )
+    carried = tl.where(total == 0.0, 0.0, total * exp(shift - new_shift))  # 0 · inf
+    total = (carried + new_total).to(ACC)
+    if SOFT or SMOOTH:
+        cross += mass * (shift - new_shift) + new_cross
+        mass += new_mass
+    return m, new_shift, total, mass, cross, count
 
 
 @triton.jit
@@ -37,53 +93,43 @@ def read_classes(
     inside,
     first,
     last,
+    C,
+    head,  # of `before_body`
     keep,
     even,
     SOFT: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     HAS_MASK: tl.constexpr,
     SMOOTH: tl.constexpr,
+    UNIT: tl.constexpr,
     BLOCK_C: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """The first pass over the classes [first, last), block after block.
+    """The first pass over the classes [first, last) of the body, block after block.
+
+    What is before and behind the body belongs to the pass that begins with it.
 
     Returns m (0 while it is -inf), s, A and B as `row_tile` has them, and with a mask K, except
     for smoothed probabilities: there K comes before the first q'.
     """
-    c = tl.arange(0, BLOCK_C)[None, :].to(tl.int64)
-    z_row, t_row, m_row = rows[0][:, None], rows[1][:, None], rows[2][:, None]
     m = tl.full(inside.shape, float("-inf"), ACC)
     shift = tl.zeros(inside.shape, ACC)
     total = tl.zeros(inside.shape, ACC)
     mass = tl.zeros(inside.shape, ACC)
     cross = tl.zeros(inside.shape, ACC)
     count = tl.zeros(inside.shape, ACC)
+    if UNIT == PEELED:
+        c_ends, there = ends_of(C, head, first)
+        m, shift, total, mass, cross, count = and_piece(
+            m, shift, total, mass, cross, count, rows, steps, w_ptr, c_ends, there, inside, keep,
+            even, SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH, ACC,
+        )  # fmt: skip
     for start in range(first, last, BLOCK_C):
-        k = start + c
-        mask = inside[:, None] & (k < last)
-        possible = possible_classes(m_row, steps[2], k, mask, HAS_MASK)
-        x = tl.load(z_row + k * steps[0], mask=mask, other=float("-inf")).to(ACC)
-        if HAS_MASK:
-            x = tl.where(possible, x, float("-inf"))
-            if not (SOFT and SMOOTH):
-                count += tl.sum(possible.to(ACC), 1)
-        m = tl.maximum(m, tl.max(x, 1))
-        new_shift = tl.where(m == float("-inf"), 0.0, m)
-        centred = x - new_shift[:, None]
-        carried = tl.where(total == 0.0, 0.0, total * exp(shift - new_shift))  # 0 · inf
-        total = (carried + row_sums(exp(centred), z_row)).to(ACC)
-        if SOFT or SMOOTH:
-            q = class_weights(w_ptr, k, last, HAS_WEIGHT, ACC)
-            if SOFT:
-                q = class_targets(
-                    t_row, k, mask, possible, q, steps[1], keep, even[:, None], SMOOTH, ACC
-                )
-            else:
-                q = tl.where(possible, q, 0.0)
-            cross += mass * (shift - new_shift) + weighted_logits(q, centred, mask, HAS_MASK)
-            mass += tl.sum(q, 1)
-        shift = new_shift
+        c = start + tl.arange(0, BLOCK_C)[None, :].to(tl.int64)
+        m, shift, total, mass, cross, count = and_piece(
+            m, shift, total, mass, cross, count, rows, steps, w_ptr, c, c < last, inside, keep,
+            even, SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH, ACC,
+        )  # fmt: skip
     return shift, total, mass, cross, count
 
 
@@ -160,25 +206,38 @@ def scaled(
 
 
 @triton.jit
-def is_at(label, start, BLOCK_C: tl.constexpr):
-    """Which of the classes [start, start + BLOCK_C) each label is, (ROWS, BLOCK_C).
-
-    In 32 bits, an instruction less. Of labels 2^32 apart one at the most is legal, and the row of
-    an illegal one is NaN throughout.
-    """
-    at = (label - start).to(tl.int32)
-    return tl.arange(0, BLOCK_C)[None, :] == at[:, None]
-
-
-@triton.jit
-def store_gradient(to, d, ptr, labelled, mask):
-    """Store d where the row has a label, and 0 in the others, whatever d is there.
-
-    Two stores, of which a row takes one: to choose an element at a time takes more instructions.
-    """
-    labelled = labelled[:, None]
-    tl.store(to, rounded(d, ptr), mask=mask & labelled)
-    tl.store(to, tl.zeros_like(d).to(ptr.dtype.element_ty), mask=mask & ~labelled)
+def again(
+    rows,
+    steps,
+    g_row,
+    g_stride_c,
+    w_ptr,
+    c,
+    there,
+    inside,
+    labelled,
+    at,
+    at_label,
+    shift,
+    over,
+    scale,
+    keep,
+    even,
+    SOFT: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_MASK: tl.constexpr,
+    SMOOTH: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """Read the piece c once more, and write its gradient."""
+    x, mask, possible = read_piece(rows, steps, c, there, inside, HAS_MASK, ACC)
+    q = targets_of_piece(
+        rows, steps, w_ptr, c, there, mask, possible, keep, even, SOFT, HAS_WEIGHT, SMOOTH, ACC
+    )
+    write_piece(
+        g_row, g_stride_c, c, mask, possible, exp(x - shift[:, None]), q, labelled, at, at_label,
+        over, scale, even, SOFT, HAS_MASK, SMOOTH,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -197,33 +256,30 @@ def write_classes(
     scale,
     first,
     last,
+    C,
+    head,
     keep,
     even,
     SOFT: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     HAS_MASK: tl.constexpr,
     SMOOTH: tl.constexpr,
+    UNIT: tl.constexpr,
     BLOCK_C: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """The second pass over the classes [first, last): their gradient, block after block."""
-    c = tl.arange(0, BLOCK_C)[None, :].to(tl.int64)
-    z_row, t_row, m_row = rows[0][:, None], rows[1][:, None], rows[2][:, None]
+    """The second pass over what `read_classes` has read: the gradient, block after block."""
     for start in range(first, last, BLOCK_C):
-        k = start + c
-        mask = inside[:, None] & (k < last)
-        possible = possible_classes(m_row, steps[2], k, mask, HAS_MASK)
-        x = tl.load(z_row + k * steps[0], mask=mask, other=float("-inf")).to(ACC)
-        d = exp(x - shift[:, None]) * over[:, None]
-        if SOFT:
-            w = class_weights(w_ptr, k, last, HAS_WEIGHT, ACC)
-            d -= scale[:, None] * class_targets(
-                t_row, k, mask, possible, w, steps[1], keep, even[:, None], SMOOTH, ACC
-            )
-        else:
-            if SMOOTH:
-                d -= even[:, None] * class_weights(w_ptr, k, last, HAS_WEIGHT, ACC)
-            d = tl.where(is_at(label, start, BLOCK_C), at_label[:, None], d)
-        if HAS_MASK:
-            d = tl.where(possible, d, 0.0)
-        store_gradient(g_row[:, None] + k * g_stride_c, d, g_row, labelled, mask)
+        c = start + tl.arange(0, BLOCK_C)[None, :].to(tl.int64)
+        again(
+            rows, steps, g_row, g_stride_c, w_ptr, c, c < last, inside, labelled,
+            is_at(label, start, BLOCK_C), at_label, shift, over, scale, keep, even,
+            SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH, ACC,
+        )  # fmt: skip
+    if UNIT == PEELED:
+        c_ends, there = ends_of(C, head, first)
+        again(
+            rows, steps, g_row, g_stride_c, w_ptr, c_ends, there, inside, labelled,
+            c_ends == label[:, None], at_label, shift, over, scale, keep, even,
+            SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH, ACC,
+        )  # fmt: skip

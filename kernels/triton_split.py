@@ -22,6 +22,7 @@ from triton.language import constexpr
 
 from fused_loss.kernels.triton_math import divide, multiple_of, row_of
 from fused_loss.kernels.triton_passes import loss_of, read_classes, scaled, write_classes
+from fused_loss.kernels.triton_pieces import before_body, end_of_body
 from fused_loss.kernels.triton_targets import labels_of, logit_of
 
 VALUES = constexpr(8)  # m (0 while it is -inf), s, A, B, K, z_t, and A and B of an even spread
@@ -62,35 +63,39 @@ def slices_kernel(
     pid = tl.program_id(0)
     C = multiple_of(C, UNIT)
     p = tl.full([1], pid // slices, tl.int64)
+    z = (z_ptr, z_stride_n, z_stride_c, z_stride_s)
+    head = before_body(z, p, S, UNIT)
     first = (pid % slices).to(tl.int64) * columns
-    last = tl.minimum(first + columns, C)
+    last = tl.minimum(first + columns, end_of_body(C, head, UNIT))
     inside = p < positions
-    z_row = row_of((z_ptr, z_stride_n, z_stride_c, z_stride_s), p, S, UNIT)
+    z_row = row_of(z, p, S, UNIT, head)
     t = (t_ptr, t_stride_n, t_stride_c, t_stride_s)
-    t_row = row_of(t, p, S, UNIT) if SOFT else row_of(t, p, S)
+    t_row = row_of(t, p, S, UNIT, head) if SOFT else row_of(t, p, S)
     m_row = z_row
     if HAS_MASK:
         class_mask = (class_mask_ptr, class_mask_stride_n, class_mask_stride_c, class_mask_stride_s)
-        m_row = row_of(class_mask, p, S, UNIT)
+        m_row = row_of(class_mask, p, S, UNIT, head)
     rows, steps = (z_row, t_row, m_row), (z_stride_c, t_stride_c, class_mask_stride_c)
     even = tl.zeros([1], ACC) + divide(tl.full([], smoothing, ACC), tl.full([], C, ACC), ACC)
     keep = tl.full([], 1.0 - smoothing, ACC)
     step = positions * slices
     to = slices_ptr + pid + tl.zeros([1], tl.int32)
+    w_ptr = class_weight_ptr
+    if HAS_WEIGHT:
+        w_ptr += head
     shift, total, mass, cross, count = read_classes(
-        rows, steps, class_weight_ptr, inside, first, last, keep, even,
-        SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH and not (SOFT and HAS_MASK), BLOCK_C, ACC,
+        rows, steps, w_ptr, inside, first, last, C, head, keep, even,
+        SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH and not (SOFT and HAS_MASK), UNIT, BLOCK_C, ACC,
     )  # fmt: skip
     if SOFT and SMOOTH and HAS_MASK:
         _, _, spread, spread_cross, _ = read_classes(
-            rows, steps, class_weight_ptr, inside, first, last, keep, even,
-            False, HAS_WEIGHT, HAS_MASK, True, BLOCK_C, ACC,
+            rows, steps, w_ptr, inside, first, last, C, head, keep, even,
+            False, HAS_WEIGHT, HAS_MASK, True, UNIT, BLOCK_C, ACC,
         )  # fmt: skip
         tl.store(to + 6 * step, spread)
         tl.store(to + 7 * step, spread_cross)
-    _, label, legal, _ = labels_of(
-        t_row, class_weight_ptr, inside, C, ignore_index, SOFT, False, ACC
-    )
+    _, label, legal, _ = labels_of(t_row, w_ptr, inside, C, ignore_index, SOFT, False, ACC)
+    label -= head
     z_t = logit_of(z_row, m_row, z_stride_c, class_mask_stride_c, label, legal, SOFT, HAS_MASK, ACC)
     tl.store(to, shift)
     tl.store(to + step, total)
@@ -172,8 +177,9 @@ def slice_tile(
 
     p = tl.full([1], row, tl.int64)
     inside = p < positions
-    t_row = row_of(t, p, S, UNIT) if SOFT else row_of(t, p, S)
     C = multiple_of(C, UNIT)
+    head = before_body(z, p, S, UNIT)
+    t_row = row_of(t, p, S, UNIT, head) if SOFT else row_of(t, p, S)
     labelled, label, _, share = labels_of(
         t_row, w_ptr, inside, C, ignore_index, SOFT, HAS_WEIGHT, ACC
     )
@@ -188,17 +194,20 @@ def slice_tile(
         share *= weight
         row_scale *= weight
     if GRAD:
-        z_row = row_of(z, p, S, UNIT)
-        m_row = row_of(class_mask, p, S, UNIT) if HAS_MASK else z_row
+        z_row = row_of(z, p, S, UNIT, head)
+        m_row = row_of(class_mask, p, S, UNIT, head) if HAS_MASK else z_row
+        if HAS_WEIGHT:
+            w_ptr += head
         first = piece.to(tl.int64) * columns
+        last = tl.minimum(first + columns, end_of_body(C, head, UNIT))
         over, at_label, even, row_scale = scaled(
             shift, total, mass, z_t, w_t, hit, even, row_scale, C, SOFT, SMOOTH, ACC
         )
         write_classes(
-            (z_row, t_row, m_row), (z[2], t[2], class_mask[2]), row_of(g, p, S, UNIT), g[2], w_ptr,
-            inside, labelled, label, at_label, shift, over, row_scale,
-            first, tl.minimum(first + columns, C), keep, even,
-            SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH, BLOCK_C, ACC,
+            (z_row, t_row, m_row), (z[2], t[2], class_mask[2]), row_of(g, p, S, UNIT, head), g[2],
+            w_ptr, inside, labelled, label - head, at_label, shift, over, row_scale,
+            first, last, C, head, keep, even,
+            SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH, UNIT, BLOCK_C, ACC,
         )  # fmt: skip
     counted = labelled & (piece == 0)
     return tl.where(counted, loss, 0.0), tl.where(counted, share, 0.0)

@@ -84,10 +84,8 @@ def tile(classes: int, adjacent: bool, values: int, itemsize: int) -> Tile:
     warps = min(16, max(4, block_c * width // 1024))
     if adjacent and rows == 2:  # a program each: what is done once a row is done by fewer threads
         rows, warps = 1, 2
-    if (
-        adjacent and block > longest and classes % 8
-    ):  # an address and a mask for each element of such rows
-        block_c = max(1, block_c // 2)
+    if adjacent and block > longest and classes % 8 and block_c > 512 * warps:
+        block_c //= 2  # an address and a mask for each element, or ends beside the body
     return Tile(rows, block_c, block <= longest, warps)
 
 

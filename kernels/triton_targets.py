@@ -25,12 +25,12 @@ def class_targets(
 
 
 @triton.jit
-def class_weights(w_ptr, c, C, HAS_WEIGHT: tl.constexpr, ACC: tl.constexpr):
-    """The weights of classes c, (1, BLOCK_C); 0 outside [0, C)."""
+def class_weights(w_ptr, c, there, HAS_WEIGHT: tl.constexpr, ACC: tl.constexpr):
+    """The weights of classes c, (1, BLOCK_C); 0 for those that are not there."""
     if HAS_WEIGHT:
-        return tl.load(w_ptr + c, mask=c < C, other=0.0).to(ACC)
+        return tl.load(w_ptr + c, mask=there, other=0.0).to(ACC)
     else:
-        return (c < C).to(ACC)
+        return there.to(ACC)
 
 
 @triton.jit

@@ -22,31 +22,30 @@ import triton
 import triton.language as tl
 
 from fused_loss.kernels.triton_math import (
+    PEELED,
     divide,
     element_of,
-    exp,
     multiple_of,
     rounded,
     row_of,
-    row_sums,
 )
 from fused_loss.kernels.triton_passes import (
     count_possible,
-    is_at,
     loss_of,
     read_classes,
     scaled,
-    store_gradient,
     write_classes,
 )
-from fused_loss.kernels.triton_targets import (
-    class_targets,
-    class_weights,
-    labels_of,
-    logit_of,
-    possible_classes,
-    weighted_logits,
+from fused_loss.kernels.triton_pieces import (
+    before_body,
+    end_of_body,
+    is_at,
+    read_piece,
+    sums_of_piece,
+    targets_of_piece,
+    write_piece,
 )
+from fused_loss.kernels.triton_targets import labels_of, logit_of
 
 
 @triton.jit
@@ -82,14 +81,19 @@ def row_tile(
     the weight of the position.
     """
     C = multiple_of(C, UNIT)
-    z_row, g_row = row_of(z, p, S, UNIT), row_of(g, p, S, UNIT)  # (ROWS,)
-    t_row = row_of(t, p, S, UNIT) if SOFT else row_of(t, p, S)
-    m_row = row_of(class_mask, p, S, UNIT) if HAS_MASK else z_row
+    head = before_body(z, p, S, UNIT)
+    z_row, g_row = row_of(z, p, S, UNIT, head), row_of(g, p, S, UNIT, head)  # (ROWS,)
+    t_row = row_of(t, p, S, UNIT, head) if SOFT else row_of(t, p, S)
+    m_row = row_of(class_mask, p, S, UNIT, head) if HAS_MASK else z_row
     rows, steps = (z_row, t_row, m_row), (z[2], t[2], class_mask[2])
     keep = tl.full([], 1.0 - smoothing, ACC)
     labelled, label, legal, share = labels_of(
         t_row, w_ptr, inside, C, ignore_index, SOFT, HAS_WEIGHT, ACC
     )
+    if UNIT == PEELED:
+        label -= head
+        if HAS_WEIGHT:
+            w_ptr += head
     z_t = logit_of(z_row, m_row, z[2], class_mask[2], label, legal, SOFT, HAS_MASK, ACC)
     w_t = share
 
@@ -98,38 +102,25 @@ def row_tile(
     count = tl.full(p.shape, C, ACC)  # K
     if ONE_BLOCK:
         c = tl.arange(0, BLOCK_C)[None, :].to(tl.int64)
-        w = class_weights(w_ptr, c, C, HAS_WEIGHT, ACC)
-        mask = inside[:, None] & (c < C)
-        possible = possible_classes(m_row[:, None], class_mask[2], c, mask, HAS_MASK)
-        x = tl.load(z_row[:, None] + c * z[2], mask=mask, other=float("-inf")).to(ACC)
+        x, mask, possible = read_piece(rows, steps, c, c < C, inside, HAS_MASK, ACC)
+        m = tl.max(x, 1)
         if HAS_MASK:
-            x = tl.where(possible, x, float("-inf"))
             count = tl.sum(possible.to(ACC), 1)
         even = divide(tl.full([], smoothing, ACC), tl.maximum(count, 1.0), ACC)
-        m = tl.max(x, 1)
         shift = tl.where(m == float("-inf"), 0.0, m)
-        centred = x - shift[:, None]
-        e = exp(centred)
-        total = row_sums(e, z[0])
-        mass = tl.zeros(p.shape, ACC)
-        cross = tl.zeros(p.shape, ACC)
-        if SOFT:
-            q = class_targets(
-                t_row[:, None], c, mask, possible, w, t[2], keep, even[:, None], SMOOTH, ACC
-            )
-            mass = row_sums(q, z[0])
-            cross = weighted_logits(q, centred, mask, HAS_MASK)
-        elif SMOOTH:
-            spread = tl.where(possible, w, 0.0)
-            mass = tl.sum(spread, 1)
-            cross = weighted_logits(spread, centred, mask, HAS_MASK)
+        q = targets_of_piece(
+            rows, steps, w_ptr, c, c < C, mask, possible, keep, even,
+            SOFT, HAS_WEIGHT, SMOOTH, ACC,
+        )  # fmt: skip
+        e, total, mass, cross = sums_of_piece(x, q, mask, shift, z[0], SOFT, HAS_MASK, SMOOTH)
     else:
+        last = end_of_body(C, head, UNIT)
         if HAS_MASK and SOFT and SMOOTH:  # K comes before the first q'
-            count = count_possible(m_row, class_mask[2], inside, 0, C, BLOCK_C, ACC)
+            count = count_possible(m_row, class_mask[2], inside, last, C, head, UNIT, BLOCK_C, ACC)
         even = divide(tl.full([], smoothing, ACC), tl.maximum(count, 1.0), ACC)
         shift, total, mass, cross, found = read_classes(
-            rows, steps, w_ptr, inside, 0, C, keep, even,
-            SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH, BLOCK_C, ACC,
+            rows, steps, w_ptr, inside, 0, last, C, head, keep, even,
+            SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH, UNIT, BLOCK_C, ACC,
         )  # fmt: skip
         if HAS_MASK and not (SOFT and SMOOTH):
             count = found
@@ -154,20 +145,15 @@ def row_tile(
             shift, total, mass, z_t, w_t, hit, even, scale, C, SOFT, SMOOTH, ACC
         )
         if ONE_BLOCK:
-            d = e * over[:, None]
-            if SOFT:
-                d -= q * scale[:, None]
-            else:
-                if SMOOTH:
-                    d -= even[:, None] * w
-                d = tl.where(is_at(label, 0, BLOCK_C), at_label[:, None], d)
-            if HAS_MASK:
-                d = tl.where(possible, d, 0.0)
-            store_gradient(g_row[:, None] + c * g[2], d, g[0], labelled, mask)
+            write_piece(
+                g_row, g[2], c, mask, possible, e, q, labelled, is_at(label, 0, BLOCK_C), at_label,
+                over, scale, even, SOFT, HAS_MASK, SMOOTH,
+            )  # fmt: skip
         else:
             write_classes(
                 rows, steps, g_row, g[2], w_ptr, inside, labelled, label, at_label, shift, over,
-                scale, 0, C, keep, even, SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH, BLOCK_C, ACC,
+                scale, 0, last, C, head, keep, even,
+                SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH, UNIT, BLOCK_C, ACC,
             )  # fmt: skip
 
     return tl.where(labelled, loss, 0.0), tl.where(labelled, share, 0.0)

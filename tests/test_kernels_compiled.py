@@ -22,6 +22,8 @@ from fused_loss.bench.calls import DTYPES, Call, launches_go_to
 from fused_loss.bench.compiled_families import FULLEST
 from fused_loss.kernels import triton_launch, triton_table
 from fused_loss.kernels.triton_grid import Launch
+from fused_loss.kernels.triton_math import PEELED
+from fused_loss.kernels.triton_pieces import ENDS
 from fused_loss.kernels.triton_scale import scale_kernel
 
 SMALL = {
@@ -181,6 +183,37 @@ def test_a_row_moves_as_many_bits_as_its_length_allows(
     for code in compiler.compile(call, SM_90, listing=False):
         check_bits(code, "z_ptr", "ld", bits)
         check_bits(code, "z_grad_ptr", "st", bits)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        Call(z_dtype="bf16", r_dtype="bf16", classes=50257, samples="many"),
+        Call(z_dtype="bf16", r_dtype="bf16", classes=50257),  # in slices
+        Call(classes=50257, targets="soft", samples="many"),
+        Call(reduction="none", z_dtype="f16", classes=30522),
+        FULL._replace(z_dtype="bf16", r_dtype="bf16", classes=50257, samples="many"),
+    ],
+    ids=name,
+)
+def test_the_body_of_a_long_row_moves_128_bits_whatever_its_length(
+    compiler: Compiler, call: Call
+) -> None:
+    """Each time that the row is read or written; the rest is its two ends, and the label."""
+    for code in compiler.compile(call, SM_90, listing=False):
+        options = {"GRAD_Z": False, "SPLIT": 0, "SOFT": False} | dict(code.variant)
+        if code.kernel not in TILED:
+            continue
+        assert (options["UNIT"], code.spilled) == (PEELED.value, 0)
+        share = options["BLOCK_C"] // (32 * options["warps"]) * DTYPES[call.z_dtype].itemsize // 16
+        reads = (not options["SPLIT"]) + options["GRAD_Z"]
+        expected = {"z_ptr": reads * share, "z_grad_ptr": 2 * share * options["GRAD_Z"]}
+        if options["SOFT"]:
+            expected["t_ptr"] = reads * share
+        for pointer, wide in expected.items():
+            counts = widths(code, pointer)
+            assert counts.pop(128, 0) == wide, pointer
+            assert sum(counts.values()) <= reads * ENDS.value, pointer
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [("bf16", 16), ("f32", 32)])

@@ -36,7 +36,8 @@ from fused_loss.kernels import (
 
 pytestmark = pytest.mark.parametrize(("backend", "device"), TRITON_PLACES)
 
-LONG = {"C": ((5,), (11,)), "NC": ((3, 3), (3, 11)), "NCd": ((2, 5), (2, 11, 3))}
+# The first is peeled: 11 is odd.
+LONG = {"C": ((5,), (11,)), "NC": ((3, 3), (3, 12)), "NCd": ((2, 5), (2, 11, 3))}
 TABLE = {
     "TILE": 8, "WIDE": 1, "STRIDED_TILE": 8, "STRIDED_BLOCK": 4, "BLOCK_MAX": 8, "STREAM_BLOCK": 4,
     "BLOCK_M": 4, "COUNT_BOUND": 2, "COUNT_CHUNK": 2,
@@ -101,7 +102,7 @@ def test_the_table_is_that_small(shrunken, backend, device):
     with fused_loss.backend(backend), launches() as log:
         combined_loss(problem.r, problem.z, problem.y, problem.t, label_smoothing=0.25)
     _, arguments = log.arguments
-    assert arguments["BLOCK_C"] < 11
+    assert arguments["BLOCK_C"] < 12
     assert not arguments["ONE_BLOCK"]
     assert log.programs[-1] > arguments["n_cls"] > 1
     assert not INTERPRETED or triton_counts.PARTIAL_BLOCK.value == 2

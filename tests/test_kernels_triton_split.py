@@ -31,8 +31,8 @@ import fused_loss
 from fused_loss import combined_loss, cross_entropy
 from fused_loss.kernels import triton_grid, triton_launch, triton_plan, triton_table
 
-SHAPES = {"C": ((5,), (11,)), "NC": ((3, 3), (3, 11))}
-# Three slices of a row of eleven classes: two whole ones, and one that is shorter.
+SHAPES = {"C": ((5,), (11,)), "NC": ((3, 3), (3, 12))}  # the first is peeled: 11 is odd
+# Three slices of a row: two whole ones, and one that is shorter or as long.
 TABLE = {"SPLIT_FROM": 8, "SPLIT_BLOCK": 4, "SPLIT_MOST": 4, "COUNT_BOUND": 2, "COUNT_CHUNK": 2}
 PLACES = pytest.mark.parametrize(("backend", "device"), TRITON_PLACES)
 KERNELS = ["slices_kernel", "reduce_kernel"]

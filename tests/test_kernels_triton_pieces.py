@@ -1,0 +1,123 @@
+"""Long rows whose length is odd: an aligned body, and what lies before and behind it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from _asserts import assert_matches, fused, launches, poisoned_memory
+from _cases import BF16, EVERY_OPTION, F16, F32, F64, TRITON_PLACES, Case
+
+import fused_loss
+from fused_loss import combined_loss
+from fused_loss.kernels import triton_grid, triton_plan, triton_table
+from fused_loss.kernels.triton_math import PEELED
+
+pytestmark = pytest.mark.parametrize(("backend", "device"), TRITON_PLACES)
+
+ROWS, CLASSES = 8, 43  # each row begins at another distance from an aligned address
+TABLE = {
+    "TILE": 16, "WIDE": 1, "BLOCK_MAX": 16, "STREAM_BLOCK": 16,
+    "SPLIT_FROM": 32, "SPLIT_BLOCK": 16, "SPLIT_MOST": 4,
+}  # fmt: skip
+
+
+@pytest.fixture
+def shrunken(monkeypatch):
+    """A launch table in which rows of 43 classes are long."""
+    for name, value in TABLE.items():
+        monkeypatch.setattr(triton_table, name, value)
+    monkeypatch.setattr(triton_plan, "SPLIT_MOST", TABLE["SPLIT_MOST"])
+    forget()
+    yield
+    forget()
+
+
+def forget():
+    triton_table.tile.cache_clear()
+    triton_table.slices.cache_clear()
+    triton_plan.recall.cache_clear()
+
+
+def case_of(**changes) -> Case:
+    return Case(**{"shapes": ((ROWS, 2), (ROWS, CLASSES)), **changes})
+
+
+def peeled(problem, backend) -> bool:
+    """Whether the rows are, whose gradient is held to the reference; in memory full of NaN."""
+    with poisoned_memory(), launches() as log:
+        actual = fused(problem, backend)
+    assert_matches(problem, actual, fused(problem, "reference"))
+    (unit,) = {arguments["UNIT"] for arguments in log.arguments if "UNIT" in arguments}
+    return unit == PEELED.value
+
+
+ALONE = ("smoothed", "float16", "float64", "a sample's own")  # the last is never split
+CASES = {
+    "plain": case_of(targets="hard-100"),
+    "bfloat16": case_of(targets="hard-100", dtypes=(BF16, BF16), upstream="other"),
+    "float16": case_of(targets="soft", dtypes=(F16, F16)),
+    "float64": case_of(dtypes=(F64, F64), shapes=((3, 2), (3, CLASSES))),
+    "smoothed": case_of(smoothing=0.25, weighted=True),
+    "smoothed probabilities": case_of(targets="soft", smoothing=0.25, weighted=True),
+    "masked probabilities": case_of(targets="soft", smoothing=0.25, mask="positions"),
+    "a sample's own": case_of(reduction="none", targets="hard-100", upstream="other"),
+    "in place": case_of(targets="hard-100", inplace=True),
+    "everything": replace(EVERY_OPTION, shapes=((ROWS, 2), (ROWS, CLASSES))),
+    "everything, bfloat16": replace(
+        EVERY_OPTION, shapes=((ROWS, 2), (ROWS, CLASSES)), dtypes=(BF16, BF16), inplace=True
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [*((name, False) for name in CASES), *((name, True) for name in CASES if name not in ALONE)],
+)
+def test_wherever_a_row_begins(name, split, shrunken, monkeypatch, backend, device):
+    for module in (triton_grid, triton_plan):
+        monkeypatch.setattr(module, "processors", lambda device: 16 if split else 2)
+    problem = CASES[name].problem(device)
+    with launches() as log:
+        assert peeled(problem, backend)
+    assert ("slices_kernel" in log.kernels) == split
+
+
+@pytest.mark.parametrize(
+    ("targets", "classes"), [("hard", 17), ("hard", 23), ("hard", 26), ("soft", 20), ("soft", 31)]
+)
+def test_bodies_of_few_blocks_or_of_less_than_one(targets, classes, shrunken, backend, device):
+    """The label at each class in turn: before the body, in it, behind it."""
+    rows = classes if targets == "hard" else 8
+    case = case_of(targets=targets, dtypes=(F32, BF16), shapes=((rows, 1), (rows, classes)))
+    problem = case.problem(device)
+    if targets == "hard":
+        problem.t.copy_(torch.arange(classes))
+    assert peeled(problem, backend)
+
+
+def test_rows_that_are_aligned_apart_from_each_other_are_not_peeled(shrunken, backend, device):
+    """Logits that lie further apart than their gradient, or than probabilities."""
+    problem = case_of(targets="soft").problem(device)
+    apart = problem.z.new_zeros(ROWS, CLASSES + 2)[:, :CLASSES].copy_(problem.z)
+    alike = problem.z.new_zeros(ROWS, CLASSES + 8)[:, :CLASSES].copy_(problem.z)
+    assert peeled(problem._replace(z=alike), backend)
+    assert not peeled(problem._replace(z=apart), backend)
+    t = problem.t.new_zeros(ROWS, CLASSES + 2)[:, :CLASSES].copy_(problem.t)
+    assert not peeled(problem._replace(t=t), backend)
+
+
+def test_the_table_as_it_is(backend, device):
+    """50257 classes: GPT-2's. Two rows, of which the second begins at an odd address."""
+    random = torch.Generator().manual_seed(0)
+    z = torch.randn(2, 50257, generator=random).to(device, BF16)
+    t = torch.tensor([50256, 3], device=device)
+    r, y = torch.randn(2, 2, 3, generator=random).to(device)
+    found = {}
+    for name in (backend, "reference"):
+        leaf = z.detach().requires_grad_()
+        with fused_loss.backend(name), launches() as log:
+            loss = combined_loss(r, leaf, y, t, classification_normalizer=2.0)
+        found[name] = loss, torch.autograd.grad(loss, leaf)[0]
+        assert not log.kernels or {a["UNIT"] for a in log.arguments} == {PEELED.value}
+    for one, other in zip(*found.values(), strict=True):  # each is rounded once, or to a neighbour
+        assert ((one - other).abs() <= torch.finfo(one.dtype).eps * other.abs()).all()
