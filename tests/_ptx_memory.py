@@ -19,7 +19,6 @@ Array = np.ndarray
 APART = 40  # bits of an address within a storage
 EPOCHS = 32  # bits that number the intervals between a program's barriers
 SEVERAL = -1  # threads
-LANES = 32
 
 
 class Misuse(AssertionError):
@@ -54,97 +53,98 @@ class Region:
     """Bytes that belong together."""
 
     def __init__(
-        self, raw: Array, granule: int = 1, valid: Array | None = None, written: Array | None = None
+        self,
+        raw: Array,
+        size: int,
+        granule: int = 1,
+        valid: Array | None = None,
+        written: Array | None = None,
+        private: bool = False,
     ) -> None:
-        """All that can be known of `raw`.
+        """All that can be known of some memory.
 
         Args:
             raw: (bytes,) uint8, a multiple of 16 from a multiple of 16.
+            size: How many of them there are to touch.
             granule: Bytes of the smallest element.
-            valid: (bytes,) whether a byte may be touched; none beyond. None: all.
-            written: (bytes,) whether it has been; None: all. It is kept up to date.
+            valid: (size,) whether a byte may be touched; None: all.
+            written: (size,) whether it has been; None: all. It is kept up to date.
+            private: Whether it is shared memory, of one program.
         """
-        self.words = {size: raw.view(f"u{size}") for size in (1, 2, 4, 8)}
-        self.size = len(raw) if valid is None else len(valid)
-        self.granule, self.valid, self.written = granule, valid, written
+        self.words = {n: raw.view(f"u{n}") for n in (1, 2, 4, 8)}
+        self.size, self.granule, self.valid, self.written = size, granule, valid, written
+        self.private = private
+        self.awaited = np.zeros(len(raw) if private else 0, bool)  # by cp.async
         count = -(-len(raw) // granule)
-        self.awaited: Array | None = None  # (bytes,) what cp.async is about to write
-        self.writer, self.reader = np.zeros(count, np.int32), np.zeros(count, np.int32)
+        self.writer, self.reader = np.zeros((2, count), np.int32)  # threads from 1 on
         self.write_epoch, self.read_epoch = np.full((2, count), -1, np.int64)
 
     def read(self, at: Array, size: int, count: int, actor: Actor) -> Array:
         """`count` values of `size` bytes from each offset, (n, count)."""
-        bytes_ = self._bytes(at, size * count, actor)
+        touched = self._touched(at, size * count, actor)
         if self.written is not None:
-            demand(self.written[bytes_], "reads what nobody wrote", actor.threads)
-        self._note_read(self._granules(at, size * count), actor)
-        return self.words[size][self._places(at, size, count)]
+            demand(self.written[touched], "reads what nobody wrote", actor.threads)
+        granules = self._granules(at, size * count)
+        clash = self._by_another(granules, self.writer, self.write_epoch, actor, self.private)
+        demand(~clash, "race: reads what another thread writes", actor.threads)
+        me = actor.threads[:, None] + 1
+        several = (self.read_epoch[granules] == actor.epoch) & (self.reader[granules] != me)
+        self.reader[granules] = me
+        several |= self.reader[granules] != me
+        self.reader[granules[several]] = SEVERAL
+        self.read_epoch[granules] = actor.epoch
+        return self.words[size][(at // size)[:, None] + np.arange(count)]
 
     def write(self, at: Array, values: Array, actor: Actor) -> None:
-        """Values (n, count) from each offset on."""
+        """Values (n, count) from each offset on.
+
+        Several threads may write the same value with one instruction: those that hold one element.
+        """
         size, count = values.dtype.itemsize, values.shape[1]
-        self.claim(at, size * count, actor)
-        places = self._places(at, size, count)
+        touched, granules = self._touched(at, size * count, actor), self._granules(at, size * count)
+        for who, when, within in (
+            (self.writer, self.write_epoch, True),
+            (self.reader, self.read_epoch, self.private),
+        ):
+            clash = self._by_another(granules, who, when, actor, within)
+            demand(~clash, "race: writes what another thread touches", actor.threads)
+        self.writer[granules] = actor.threads[:, None] + 1
+        self.write_epoch[granules] = actor.epoch
+        if self.written is not None:
+            self.written[touched] = True
+        places = (at // size)[:, None] + np.arange(count)
         self.words[size][places] = values
         same = self.words[size][places] == values
-        demand(same, "race: two threads write different values at once", actor.threads)
+        demand(same, "race: two threads write different values", actor.threads)
 
-    def claim(self, at: Array, width: int, actor: Actor) -> None:
-        """Note that so many bytes from each offset on are being written."""
-        bytes_ = self._bytes(at, width, actor)
-        if self.written is not None:
-            self.written[bytes_] = True
-        granules = self._granules(at, width)
-        me = actor.threads[:, None] + 1
-        self._demand_alone(granules, self.writer, self.write_epoch, actor, "writes over a write")
-        self._demand_alone(granules, self.reader, self.read_epoch, actor, "writes over a read")
-        self.writer[granules] = me
-        self.write_epoch[granules] = actor.epoch
-        warps = (self.writer[granules] - 1) // LANES == (me - 1) // LANES
-        demand(warps, "race: two warps write at once", actor.threads)
-
-    def _bytes(self, at: Array, width: int, actor: Actor) -> Array:
+    def _touched(self, at: Array, width: int, actor: Actor) -> Array:
+        """(n, width) bytes, all of which may be touched."""
         demand(at % width == 0, f"misaligned: {width} bytes at once", actor.threads)
         inside = (at >= 0) & (at + width <= self.size)
         demand(inside, "out of bounds: beyond the memory", actor.threads)
         bytes_ = at[:, None] + np.arange(width)
         if self.valid is not None:
             demand(self.valid[bytes_], "out of bounds: not of an argument", actor.threads)
-        if self.awaited is not None:
+        if self.private:
             demand(~self.awaited[bytes_], "race: cp.async is under way", actor.threads)
         return bytes_
 
     def _granules(self, at: Array, width: int) -> Array:
         return (at // self.granule)[:, None] + np.arange(max(1, width // self.granule))
 
-    def _places(self, at: Array, size: int, count: int) -> Array:
-        return (at // size)[:, None] + np.arange(count)
+    def _by_another(
+        self, granules: Array, who: Array, when: Array, actor: Actor, within: bool
+    ) -> Array:
+        """Where another program did it, and this one has not acquired what others publish.
 
-    def _note_read(self, granules: Array, actor: Actor) -> None:
-        self._demand_alone(granules, self.writer, self.write_epoch, actor, "reads a write")
-        me = actor.threads[:, None] + 1
-        others = self.reader[granules]
-        shared = (self.read_epoch[granules] == actor.epoch) & (others != me)
-        self.reader[granules] = me
-        shared |= self.reader[granules] != me
-        self.reader[granules[shared]] = SEVERAL
-        self.read_epoch[granules] = actor.epoch
-
-    def _demand_alone(
-        self, granules: Array, who: Array, when: Array, actor: Actor, what: str
-    ) -> None:
-        """Nobody else has touched them since the program's last barrier; no other program ever.
-
-        A program that has acquired may touch what the others have published.
+        And, `within` a program, where another thread did since the last barrier. Not so for what
+        is read in global memory: threads that hold the same element read it each, and one of them
+        may write over it. What the others then read nobody uses, as running each warp alone shows.
         """
         before, epochs = who[granules], when[granules]
-        other = epochs >> EPOCHS != actor.program
-        if actor.acquired:
-            other[:] = False
-        clash = (before != 0) & (
-            ((epochs == actor.epoch) & (before != actor.threads[:, None] + 1)) | other
-        )
-        demand(~clash, f"race: {what} of another thread", actor.threads)
+        elsewhere = (epochs >> EPOCHS != actor.program) & (not actor.acquired)
+        here = (epochs == actor.epoch) & (before != actor.threads[:, None] + 1) & within
+        return (before != 0) & (here | elsewhere)
 
 
 class Memory:
@@ -196,4 +196,4 @@ def _region(start: int, views: list[Tensor], written: Array | None) -> Region:
         elements = torch.zeros(size // itemsize, dtype=torch.bool)
         elements.as_strided(view.shape, view.stride(), view.storage_offset()).fill_(True)
         valid[: len(elements) * itemsize] |= np.repeat(elements.numpy(), itemsize)
-    return Region(raw, min(view.element_size() for view in views), valid, written)
+    return Region(raw, size, min(view.element_size() for view in views), valid, written)

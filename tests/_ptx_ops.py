@@ -285,8 +285,9 @@ def _number(x: Array) -> Array:
 
 def _compare(how: str, kind: str) -> Operation:
     """setp: of floats "ne" and the like are false beside a NaN, and true with a "u"."""
-    decoded = {"bf16": from_bf16, "bf16x2": from_bf16}.get(kind, lambda x: x)
-    floats = KINDS[kind][0] == "f" or kind.startswith("bf16")
+    halves = {"bf16": from_bf16, "bf16x2": from_bf16, "f16x2": lambda x: x.astype("u2").view("f2")}
+    decoded = halves.get(kind, lambda x: x)
+    floats = KINDS[kind][0] == "f" or kind in halves
     if how in ("num", "nan") and floats:
 
         def compare(a: Array, b: Array) -> Array:
@@ -309,9 +310,9 @@ def _compare(how: str, kind: str) -> Operation:
             return unordered | ((a != b) if how == "neu" else _COMPARISONS[how[:2]](a, b))
     else:
         raise KeyError(how)
-    if kind == "bf16x2":
-        halves = lambda x: (x & np.uint32(0xFFFF), x >> np.uint32(16))  # noqa: E731
-        pair = lambda a, b: tuple(map(compare, halves(a), halves(b)))  # noqa: E731
+    if kind.endswith("x2"):
+        both = lambda x: (x & np.uint32(0xFFFF), x >> np.uint32(16))  # noqa: E731
+        pair = lambda a, b: tuple(map(compare, both(a), both(b)))  # noqa: E731
         return Operation(pair, "pred", (kind, kind))
     return Operation(compare, "pred", (kind, kind))
 

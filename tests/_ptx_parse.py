@@ -57,13 +57,15 @@ class _Reader:
     """Names to registers, text to operands."""
 
     def __init__(self) -> None:
-        self.registers: dict[str, Register] = {}
+        self.registers: dict[str, Register] = {}  # those in scope
+        self.all: list[Register] = []
 
     def declare(self, kind: str, names: str) -> None:
         for name in re.split(r",\s*", names):
             prefix, _, count = name.rstrip(">").partition("<")
             for one in [f"{prefix}{i}" for i in range(int(count))] if count else [prefix]:
-                self.registers[one] = Register(len(self.registers), WIDTHS[kind], one)
+                self.registers[one] = Register(len(self.all), WIDTHS[kind], one)
+                self.all.append(self.registers[one])
 
     def instruction(self, text: str) -> Instruction:
         guard, statement = re.fullmatch(r"(?:@(\S+)\s+)?(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
@@ -135,7 +137,5 @@ def parse(ptx: str) -> Code:
             reader.declare(kind[1:], names)
         elif statement:
             instructions.append(reader.instruction(statement))
-    registers = list(reader.registers.values())
-    return Code(
-        name, parameters, int(threads[1]) if threads else 32, registers, instructions, labels
-    )
+    count = int(threads[1]) if threads else 32
+    return Code(name, parameters, count, reader.all, instructions, labels)

@@ -103,10 +103,11 @@ class _Allocations:
 class _Emulator:
     """In place of the launcher."""
 
-    def __init__(self, memory: _Allocations) -> None:
-        self.allocations = memory
+    def __init__(self, seed: int | None, alone: bool) -> None:
+        self.allocations = _Allocations()
         self.kernels: list[str] = []
-        self.seed: int | None = None  # of the order of the programs; None: as they are numbered
+        self.draw = random.Random(seed) if seed is not None else None
+        self.warps = self.draw if alone else None
         self.later: list[Any] | None = None  # launches that somebody else runs
 
     def launch(self, call: Any, arguments: dict[str, Any]) -> None:
@@ -118,8 +119,8 @@ class _Emulator:
             self.later.append(made)
             return
         order = list(range(made.programs))
-        if self.seed is not None:
-            random.Random(self.seed).shuffle(order)
+        if self.draw is not None:
+            self.draw.shuffle(order)
         run(made, order)
 
     def prepared(self, call: Any, arguments: dict[str, Any]) -> Any:
@@ -140,7 +141,8 @@ class _Emulator:
             for name, kind in kinds.items()
         ]
         parameters += [0] * (len(code.parameters) - len(parameters))  # scratch that Triton adds
-        return Launch(code, parameters, call.programs, compiled.metadata.shared, memory)
+        shared = compiled.metadata.shared
+        return Launch(code, parameters, call.programs, shared, memory, self.warps)
 
 
 def _driver() -> Any:
@@ -162,26 +164,35 @@ def _driver() -> Any:
 
 
 @contextmanager
-def emulated(processors: int = 2) -> Iterator[_Emulator]:
-    """Let every launch run here; of a device with so many multiprocessors."""
+def emulated(
+    seed: int | None = None, alone: bool = False, processors: int = 2, resident: int = 32
+) -> Iterator[_Emulator]:
+    """Let every launch run here.
+
+    Args:
+        seed: Of the order of programs and warps; None: programs as they are numbered.
+        alone: Each warp alone from barrier to barrier.
+        processors: Multiprocessors of the device.
+        resident: Warps that each head starts on one.
+    """
     from triton.backends.nvidia.compiler import CUDABackend
     from triton.runtime import driver
 
-    from fused_loss.kernels import dispatch, triton_grid, triton_launch, triton_plan
+    from fused_loss.kernels import dispatch, triton_grid, triton_launch, triton_plan, triton_table
 
     driver.set_active(_driver())
-    allocations = _Allocations()
-    emulator = _Emulator(allocations)
+    emulator = _Emulator(seed, alone)
     with ExitStack() as stack:
         for owner, name in (
             (torch, "empty"),
             (torch, "empty_like"),
             (Tensor, "new_empty_strided"),
         ):
-            poisoned = allocations.poisoned(getattr(owner, name))
+            poisoned = emulator.allocations.poisoned(getattr(owner, name))
             stack.enter_context(mock.patch.object(owner, name, poisoned))
         for owner in (triton_grid, triton_plan):
             stack.enter_context(mock.patch.object(owner, "processors", lambda device: processors))
+        stack.enter_context(mock.patch.object(triton_table, "RESIDENT", resident))
         stack.enter_context(mock.patch.object(triton_launch, "launch", emulator.launch))
         stack.enter_context(mock.patch.object(dispatch, "_demand_triton"))
         stack.enter_context(mock.patch.object(CUDABackend, "make_cubin", lambda *args: b""))
@@ -190,13 +201,12 @@ def emulated(processors: int = 2) -> Iterator[_Emulator]:
         yield emulator
 
 
-def call(case: Case, seed: int | None = None, processors: int = 2) -> Answer:
-    """A case, forward and backward; its programs in an order by chance if there is a seed."""
+def call(case: Case, **how: Any) -> Answer:
+    """A case, forward and backward; `how` is `emulated`'s."""
     from _asserts import fused
 
     problem = case.problem()
-    with emulated(processors) as emulator:
-        emulator.seed = seed
+    with emulated(**how) as emulator:
         return Answer(fused(problem, "triton"), emulator.kernels)
 
 
