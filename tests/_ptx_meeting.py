@@ -36,22 +36,20 @@ def shuffle(opcode: str, to: Operand, source: Operand, by: Operand, *rest: Opera
 
 
 def atomic(opcode: str, to: Operand, target: Operand, source: Operand) -> Step:
-    """One thread after another; from here on the program sees what others have published."""
-    if opcode != "atom.global.gpu.acq_rel.add.u32":
-        raise ValueError(opcode)
+    """One thread after another; acquiring, the program sees what the others have published."""
+    order = {f"atom.global.gpu.{how}.add.u32": how for how in ("relaxed", "acq_rel")}[opcode]
     address, read = addresses("global", target), reader(source, "u32")
 
     def step(program: Program, mask: Mask) -> None:
         active = program.active(mask)
         amounts = each(read, program, mask)
         before = np.zeros(program.count, "u4")
-        program.acquired = True
+        program.acquired |= order == "acq_rel"
         for region, offsets, mine in program.find("global", each(address, program, mask), active):
-            for offset, i in zip(offsets, mine, strict=True):
-                where, actor = np.array([offset]), program.actor(active[i : i + 1])
-                found = region.read(where, 4, 1, actor)
-                before[active[i]] = found[0, 0]
-                region.write(where, found + amounts[i], actor)
+            words = region.checked(offsets, 4, program.actor(active[mine]))
+            for offset, i in zip(offsets // 4, mine, strict=True):
+                before[active[i]] = words[offset]
+                words[offset] += amounts[i]
         put(program, to, before, mask)
 
     return step
@@ -75,25 +73,31 @@ def copy_ahead(opcode: str, *operands: Any) -> Step:
         at, origins = (each(read, program, mask) for read in reads)
         lengths = each(length, program, mask)
         demand((lengths == 0) | (lengths == size.value), "copies a part of its size", active)
-        values = np.zeros((len(active), size.value // 4), "u4")
         reading = np.flatnonzero(lengths)
         sources = program.launch.memory.find(origins[reading], active[reading])
-        for region, offsets, mine in sources:
-            actor = program.actor(active[reading][mine])
-            values[reading[mine]] = region.read(offsets, 4, values.shape[1], actor)
-        _begin(program, at.astype(int) - SHARED, values, active)
+
+        def fetched() -> Array:
+            values = np.zeros((len(active), size.value // 4), "u4")
+            for region, offsets, mine in sources:
+                actor = program.actor(active[reading][mine])
+                values[reading[mine]] = region.read(offsets, 4, values.shape[1], actor)
+            return values
+
+        _begin(program, at.astype(int) - SHARED, fetched, active)
 
     return step
 
 
-def _begin(program: Program, at: Array, values: Array, active: Array) -> None:
-    """Until they arrive there is nothing to rely on."""
-    shared, width = program.shared, 4 * values.shape[1]
-    bytes_ = at[:, None] + np.arange(width)
+def _begin(program: Program, at: Array, fetched: Callable[[], Array], active: Array) -> None:
+    """Until they arrive there is nothing to rely on, and what they come from must not change."""
+    shared, values = program.shared, fetched()
+    bytes_ = at[:, None] + np.arange(4 * values.shape[1])
     shared.write(at, np.full_like(values, 0xAAAAAAAA), program.actor(active))
     shared.awaited[bytes_] = True
 
     def arrive() -> None:
+        same = fetched() == values
+        demand(same, "race: what cp.async copies has changed meanwhile", active)
         shared.awaited[bytes_] = False
         shared.write(at, values, program.actor(active))
 
@@ -119,21 +123,65 @@ def _counting(act: Callable[[Program], None]) -> Step:
     return step
 
 
-def store_matrix(opcode: str, target: Operand, source: Operand) -> Step:
-    """stmatrix: lane 4·i + j of a warp writes 4 bytes to row i, whose address lane i holds."""
-    if opcode != "stmatrix.sync.aligned.m8n8.x1.shared.b16":
+class _Matrices:
+    """What ldmatrix and stmatrix move: matrices of 8 rows of 8 16-bit elements.
+
+    Lane 8·k + i of a warp gives the address of row i of matrix k. Of each matrix lane 4·i + j holds
+    the elements 2·j and 2·j + 1 of row i, or under .trans of column i.
+    """
+
+    def __init__(self, opcode: str, address: Operand) -> None:
+        _, *modifiers, shape, number, space, kind = opcode.replace(".trans", "").split(".")
+        if (modifiers, shape, space, kind) != (["sync", "aligned"], "m8n8", "shared", "b16"):
+            raise ValueError(opcode)
+        self.number = {"x1": 1, "x2": 2, "x4": 4}[number]
+        self.turned, self.read = ".trans" in opcode, addresses("shared", address)
+
+    def places(self, program: Program, mask: Mask) -> Array:
+        """Offsets in shared memory, (2 · number, active threads)."""
+        active, found = program.active(mask), []
+        rows = np.broadcast_to(self.read(program, mask), program.count)
+        for matrix, half in np.ndindex(self.number, 2):
+            row, column = program.threads % LANES // 4, 2 * (program.threads % 4) + half
+            row, column = (column, row) if self.turned else (row, column)
+            holder = program.threads // LANES * LANES + 8 * matrix + row
+            _all_there(holder, program, mask)
+            start = rows[holder].astype(int) - SHARED
+            demand(start[active] % 16 == 0, "misaligned: a row of 16 bytes", active)
+            found.append((start + 2 * column)[active])
+        return np.stack(found)
+
+
+def store_matrix(opcode: str, target: Operand, source: list[Operand]) -> Step:
+    """stmatrix."""
+    matrices = _Matrices(opcode, target)
+    reads = [reader(register, "b32") for register in source]
+    if len(reads) != matrices.number:
         raise ValueError(opcode)
-    (register,) = source  # type: ignore[misc]
-    rows, read = addresses("shared", target), reader(register, "b32")
 
     def step(program: Program, mask: Mask) -> None:
-        lanes = program.threads % LANES
-        holder = program.threads - lanes + lanes // 4
-        _all_there(holder, program, mask)
+        actor = program.actor(program.active(mask))
+        words = np.stack([each(read, program, mask) for read in reads]).astype("u4")
+        for i, at in enumerate(matrices.places(program, mask)):
+            half = (words[i // 2] >> np.uint32(16 * (i % 2))).astype("u2")
+            program.shared.write(at, half[:, None], actor)
+
+    return step
+
+
+def load_matrix(opcode: str, to: list[Operand], source: Operand) -> Step:
+    """ldmatrix."""
+    matrices = _Matrices(opcode, source)
+    if len(to) != matrices.number:
+        raise ValueError(opcode)
+
+    def step(program: Program, mask: Mask) -> None:
         active = program.active(mask)
-        starts = rows(program, mask)[holder[active]].astype(int) - SHARED
-        demand(starts % 16 == 0, "misaligned: a row of 16 bytes", active)
-        at = starts + 4 * (active % LANES % 4)
-        program.shared.write(at, each(read, program, mask)[:, None], program.actor(active))
+        actor = program.actor(active)
+        halves = [program.shared.read(at, 2, 1, actor) for at in matrices.places(program, mask)]
+        for register, low, high in zip(to, halves[::2], halves[1::2], strict=True):
+            values = np.zeros(program.count, "u4")
+            values[active] = (low | high.astype("u4") << np.uint32(16))[:, 0]
+            put(program, register, values, mask)
 
     return step

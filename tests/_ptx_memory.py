@@ -66,7 +66,7 @@ class Region:
         Args:
             raw: (bytes,) uint8, a multiple of 16 from a multiple of 16.
             size: How many of them there are to touch.
-            granule: Bytes of the smallest element.
+            granule: Bytes of which one is never touched without the others.
             valid: (size,) whether a byte may be touched; None: all.
             written: (size,) whether it has been; None: all. It is kept up to date.
             private: Whether it is shared memory, of one program.
@@ -95,27 +95,33 @@ class Region:
         self.read_epoch[granules] = actor.epoch
         return self.words[size][(at // size)[:, None] + np.arange(count)]
 
+    def checked(self, at: Array, size: int, actor: Actor) -> Array:
+        """All values of `size` bytes; those at the offsets are for an atomic to read and write."""
+        touched = self._touched(at, size, actor)
+        if self.written is not None:
+            demand(self.written[touched], "reads what nobody wrote", actor.threads)
+        return self.words[size]
+
     def write(self, at: Array, values: Array, actor: Actor) -> None:
         """Values (n, count) from each offset on.
 
-        Several threads may write the same value with one instruction: those that hold one element.
+        Several threads may write the same value: those that hold the same element.
         """
         size, count = values.dtype.itemsize, values.shape[1]
         touched, granules = self._touched(at, size * count, actor), self._granules(at, size * count)
-        for who, when, within in (
-            (self.writer, self.write_epoch, True),
-            (self.reader, self.read_epoch, self.private),
-        ):
-            clash = self._by_another(granules, who, when, actor, within)
-            demand(~clash, "race: writes what another thread touches", actor.threads)
+        places = (at // size)[:, None] + np.arange(count)
+        clash = self._by_another(granules, self.reader, self.read_epoch, actor, self.private)
+        demand(~clash, "race: writes what another thread reads", actor.threads)
+        other = np.repeat(self.words[size][places] != values, granules.shape[1] // count, 1)
+        clash = self._by_another(granules, self.writer, self.write_epoch, actor, True) & other
+        demand(~clash, "race: writes what another thread writes", actor.threads)
+        self.words[size][places] = values
+        same = self.words[size][places] == values
+        demand(same, "race: writes what another thread writes", actor.threads)
         self.writer[granules] = actor.threads[:, None] + 1
         self.write_epoch[granules] = actor.epoch
         if self.written is not None:
             self.written[touched] = True
-        places = (at // size)[:, None] + np.arange(count)
-        self.words[size][places] = values
-        same = self.words[size][places] == values
-        demand(same, "race: two threads write different values", actor.threads)
 
     def _touched(self, at: Array, width: int, actor: Actor) -> Array:
         """(n, width) bytes, all of which may be touched."""
@@ -130,7 +136,8 @@ class Region:
         return bytes_
 
     def _granules(self, at: Array, width: int) -> Array:
-        return (at // self.granule)[:, None] + np.arange(max(1, width // self.granule))
+        assert width >= self.granule, "a part of an element"
+        return (at // self.granule)[:, None] + np.arange(width // self.granule)
 
     def _by_another(
         self, granules: Array, who: Array, when: Array, actor: Actor, within: bool
@@ -196,4 +203,5 @@ def _region(start: int, views: list[Tensor], written: Array | None) -> Region:
         elements = torch.zeros(size // itemsize, dtype=torch.bool)
         elements.as_strided(view.shape, view.stride(), view.storage_offset()).fill_(True)
         valid[: len(elements) * itemsize] |= np.repeat(elements.numpy(), itemsize)
-    return Region(raw, size, min(view.element_size() for view in views), valid, written)
+    granule = min(4, *(view.element_size() for view in views))
+    return Region(raw, size, granule, valid, written)

@@ -102,8 +102,7 @@ def _immediate(text: str) -> Immediate | None:
 
 def _split(text: str) -> list[str]:
     """At the commas that no bracket encloses."""
-    parts = re.findall(r"(?:\{[^}]*\}|\[[^\]]*\]|[^,{[])+", text)
-    return [part.strip() for part in parts if part.strip()]
+    return [part.strip() for part in re.split(r",(?![^{[]*[}\]])", text) if part.strip()]
 
 
 @functools.lru_cache(maxsize=64)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
-from _ptx_meeting import atomic, copy_ahead, shuffle, store_matrix
+from _ptx_meeting import atomic, copy_ahead, load_matrix, shuffle, store_matrix
 from _ptx_memory import demand
 from _ptx_operands import Mask, Step, addresses, each, put, reader
 from _ptx_ops import KINDS, UnknownOpcode, find
@@ -172,4 +172,5 @@ MAKERS: dict[str, Callable[..., Step]] = {
     "atom": atomic,
     "cp": copy_ahead,
     "stmatrix": store_matrix,
+    "ldmatrix": load_matrix,
 }
