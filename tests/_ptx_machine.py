@@ -19,6 +19,9 @@ from _ptx_parse import Code, Register
 from _ptx_steps import decoded
 
 
+POISON = 0xA5A5A5A5A5A5A5A5  # what a register holds before it is written
+
+
 class Launch:
     """A kernel, its arguments and its grid."""
 
@@ -95,7 +98,7 @@ class Program:
         self.launch, self.number, code = launch, number, launch.code
         self.count = code.threads
         self.registers = [
-            np.zeros(self.count, "?" if bits == 1 else f"u{bits // 8}")
+            np.full(self.count, POISON >> (64 - bits), "?" if bits == 1 else f"u{bits // 8}")
             for _, bits, _ in code.registers
         ]
         self.known = bytearray(len(self.registers))  # whether all threads have written it
@@ -111,12 +114,16 @@ class Program:
     # --- registers ---
 
     def get(self, register: Register, mask: Mask) -> Array:
-        slot = register.slot
-        if not self.known[slot]:
-            written = self.written.get(slot, np.zeros(self.count, bool))
-            active = self.active(mask)
-            demand(written[active], f"reads {register.name}, which was not written", active)
-        return self.registers[slot]
+        if not self.known[register.slot]:
+            active, told = self.active(mask), f"reads {register.name}, which was not written"
+            demand(self.has(register)[active], told, active)
+        return self.registers[register.slot]
+
+    def has(self, register: Register) -> Array:
+        """Which threads have written it."""
+        if self.known[register.slot]:
+            return np.ones(self.count, bool)
+        return self.written.get(register.slot, np.zeros(self.count, bool))
 
     def put(self, register: Register, value: Array, mask: Mask) -> None:
         slot = register.slot

@@ -22,13 +22,19 @@ def _all_there(needed: Array, program: Program, mask: Mask) -> None:
 
 
 def shuffle(opcode: str, to: Operand, source: Operand, by: Operand, *rest: Operand) -> Step:
-    """shfl.sync.bfly: the value of the lane whose number differs by these bits."""
-    if opcode != "shfl.sync.bfly.b32" or rest != (Immediate(LANES - 1), Immediate(-1)):
+    """shfl.sync: the value of the lane of a number, or of a number that differs by these bits."""
+    of_lane = {"shfl.sync.bfly.b32": np.bitwise_xor, "shfl.sync.idx.b32": lambda _, lane: lane}[
+        opcode
+    ]
+    if rest != (Immediate(LANES - 1), Immediate(-1)):
         raise ValueError(opcode)
-    read, distance = reader(source, "b32"), reader(by, "u32")
+    read, number = reader(source, "b32"), reader(by, "u32")
 
     def step(program: Program, mask: Mask) -> None:
-        partner = program.threads ^ distance(program, mask).astype(int)
+        lanes = program.threads % LANES
+        partner = (
+            program.threads - lanes + of_lane(lanes, number(program, mask).astype(int)) % LANES
+        )
         _all_there(partner, program, mask)
         put(program, to, np.broadcast_to(read(program, mask), program.count)[partner], mask)
 

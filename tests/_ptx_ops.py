@@ -1,22 +1,32 @@
 """What the value instructions of PTX compute, on arrays with an element a thread.
 
-Arithmetic is exact where PTX is: each result is the correctly rounded one, and float32 keeps its
-subnormals except under `.ftz`. What PTX only approximates (ex2, rcp) is rounded correctly too.
-Written from the PTX ISA, "Instruction Set"; NaN payloads are not followed.
+Written from the PTX ISA, "Instruction Set". What PTX only approximates (ex2, rcp) is rounded
+correctly.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import re
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-
-Array = np.ndarray
-Function = Callable[..., Any]
+from _ptx_floats import (
+    Array,
+    Function,
+    flush,
+    flushed,
+    fma,
+    from_bf16,
+    gross_reciprocal,
+    in_double,
+    largest,
+    least,
+    saturated,
+    to_bf16,
+    to_f16,
+    to_whole,
+)
 
 KINDS: dict[str, str] = {  # as NumPy has them; bfloat16, and pairs, as the bits that they are
     "pred": "?",
@@ -56,109 +66,15 @@ def find(opcode: str) -> Operation:
         ftz = "ftz" in flags and kind == "f32"
         family = FLOATS if KINDS[kind][0] == "f" else INTEGERS
         function, takes, allowed = family[(name, *sorted(flags - {"ftz"}))]
-    except (KeyError, TypeError, IndexError):
+    except (KeyError, TypeError, IndexError, ValueError):
         raise UnknownOpcode(opcode) from None
     if kind not in allowed.split():
         raise UnknownOpcode(opcode)
-    function = _flushed(function) if ftz else function
+    function = flushed(function) if ftz else function
     if name in ("mul", "mad") and "wide" in flags:
         wide = kind[0] + str(2 * int(kind[1:]))
         return Operation(function, wide, (kind, kind, wide)[: len(takes)])
     return Operation(function, kind, tuple(kind if one == "=" else one for one in takes))
-
-
-# --- floats ---------------------------------------------------------------------------------------
-
-
-def flush(x: Array) -> Array:
-    """Subnormal float32 as zeros of their sign."""
-    return np.where(np.abs(x) < np.finfo("f4").tiny, np.copysign(np.float32(0), x), x)
-
-
-def _flushed(function: Function) -> Function:
-    return lambda *arrays: flush(
-        function(*(flush(x) if x.dtype == np.float32 else x for x in arrays))
-    )
-
-
-def fma32(a: Array, b: Array, c: Array) -> Array:
-    """a·b + c rounded once: the product is exact in float64, the sum there rounded to odd."""
-    product, c = np.multiply(a, b, dtype="f8"), c.astype("f8")
-    return _odd_sum(product, c).astype("f4")
-
-
-def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """a + b, and what is lost."""
-    total = a + b
-    part = total - a
-    return total, (a - (total - part)) + (b - part)
-
-
-def _odd_sum(a: Array, b: Array) -> Array:
-    """a + b where it is exact, else the neighbour with an odd last bit (Boldo and Melquiond)."""
-    total, lost = _two_sum(a, b)
-    bits = np.atleast_1d(total).view("i8")
-    inexact = np.isfinite(total) & (lost != 0) & (bits & 1 == 0)
-    step = np.where((lost > 0) == (total > 0), 1, -1)
-    return np.where(inexact, bits + step, bits).view("f8")
-
-
-def _two_product(a: Array, b: Array) -> tuple[Array, Array]:
-    """a·b, and what is lost (Dekker)."""
-
-    def halves(x: Array) -> tuple[Array, Array]:
-        large = x * 134217729.0
-        high = large - (large - x)
-        return high, x - high
-
-    product = a * b
-    (a1, a2), (b1, b2) = halves(a), halves(b)
-    return product, a2 * b2 - (((product - a1 * b1) - a2 * b1) - a1 * b2)
-
-
-_libm_fma = ctypes.CDLL(None).fma
-_libm_fma.restype, _libm_fma.argtypes = ctypes.c_double, [ctypes.c_double] * 3
-_each_fma = np.frompyfunc(_libm_fma, 3, 1)
-
-
-def fma64(a: Array, b: Array, c: Array) -> Array:
-    """a·b + c rounded once; numbers so large or small that a part is lost go to the C library."""
-    high, low = _two_product(a, b)
-    first, rest = _two_sum(high, c)
-    result = first + _odd_sum(rest, low)
-    sizes = [np.abs(x) for x in (a, b, high)]
-    safe = [(x == 0) | ((x > 1e-250) & (x < 1e250)) for x in sizes]
-    careful = ~(safe[0] & safe[1] & safe[2] & (np.abs(c) < 1e250))
-    if careful.any():
-        exact = _each_fma(*np.broadcast_arrays(a, b, c)).astype("f8")
-        return np.where(careful, exact, result)
-    return result
-
-
-def _fma(a: Array, b: Array, c: Array) -> Array:
-    return fma32(a, b, c) if a.dtype == np.float32 else fma64(a, b, c)
-
-
-def _largest(a: Array, b: Array) -> Array:
-    """The one that is a number; +0 is larger than -0."""
-    return np.where((a == b) & (a == 0), a + b, np.fmax(a, b))
-
-
-def _least(a: Array, b: Array) -> Array:
-    return -_largest(-a, -b)
-
-
-def _in_double(function: Function) -> Function:
-    """Of float32, rounded from float64: correct but for ties that do not occur."""
-    return lambda *arrays: function(*(x.astype("f8") for x in arrays)).astype("f4")
-
-
-def _gross_reciprocal(x: Array) -> Array:
-    """rcp.approx.ftz.f64: 20 bits; the low 32 of argument and result count as 0."""
-    cut = np.uint64(0xFFFFFFFF00000000)
-    inverse = 1.0 / (x.view("u8") & cut).view("f8")
-    small = np.abs(inverse) < np.finfo("f8").tiny
-    return (np.where(small, np.copysign(0.0, x), inverse).view("u8") & cut).view("f8")
 
 
 # --- integers and bits ----------------------------------------------------------------------------
@@ -232,16 +148,16 @@ FLOATS: dict[tuple[str, ...], tuple[Function, tuple[str, ...], str]] = {
         for rounding in ((), ("rn",))
     },
     ("div", "rn"): (np.divide, ("=", "="), "f32 f64"),
-    ("div", "full"): (_in_double(np.divide), ("=", "="), "f32"),
-    ("fma", "rn"): (_fma, ("=", "=", "="), "f32 f64"),
+    ("div", "full"): (in_double(np.divide), ("=", "="), "f32"),
+    ("fma", "rn"): (fma, ("=", "=", "="), "f32 f64"),
     ("neg",): (np.negative, ("=",), "f32 f64"),
     ("abs",): (np.abs, ("=",), "f32 f64"),
-    ("max",): (_largest, ("=", "="), "f32 f64"),
-    ("min",): (_least, ("=", "="), "f32 f64"),
+    ("max",): (largest, ("=", "="), "f32 f64"),
+    ("min",): (least, ("=", "="), "f32 f64"),
     ("selp",): (_select, ("=", "=", "pred"), "f32 f64"),
-    ("ex2", "approx"): (_in_double(np.exp2), ("=",), "f32"),
-    ("lg2", "approx"): (_in_double(np.log2), ("=",), "f32"),
-    ("rcp", "approx"): (_gross_reciprocal, ("=",), "f64"),
+    ("ex2", "approx"): (in_double(np.exp2), ("=",), "f32"),
+    ("lg2", "approx"): (in_double(np.log2), ("=",), "f32"),
+    ("rcp", "approx"): (gross_reciprocal, ("=",), "f64"),
 }  # fmt: skip
 _WORDS, _SIGNED = "b16 b32 b64", "s16 s32 s64"
 _NUMBERS = f"{_SIGNED} u16 u32 u64"
@@ -317,29 +233,13 @@ def _compare(how: str, kind: str) -> Operation:
     return Operation(compare, "pred", (kind, kind))
 
 
-def from_bf16(bits: Array) -> Array:
-    """float32."""
-    return (bits.astype("u4") << np.uint32(16)).view("f4")
-
-
-def to_bf16(x: Array) -> Array:
-    """Bits of the nearest bfloat16 to a float32, even at a tie."""
-    bits = np.asarray(x).view("u4")
-    nearest = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    return np.where(np.isnan(x), np.uint32(0x7FFF), nearest).astype("u2")
-
-
-def _to_f16(x: Array) -> Array:
-    return x.astype("f2")
-
-
 def _convert(modifiers: list[str]) -> Operation:
     """cvt, to `to` from `of`."""
     *flags, to, of = modifiers
     if to in ("bf16x2", "f16x2"):
         if flags != ["rn"] or of != "f32":
             raise KeyError(to)
-        half = to_bf16 if to == "bf16x2" else lambda x: _to_f16(x).view("u2")
+        half = to_bf16 if to == "bf16x2" else lambda x: to_f16(x).view("u2")
         pack = lambda a, b: (half(a).astype("u4") << np.uint32(16)) | half(b)  # noqa: E731
         return Operation(pack, to, (of, of))
     function = _conversion(to, of, [flag for flag in flags if flag not in ("ftz", "sat")])
@@ -350,12 +250,8 @@ def _convert(modifiers: list[str]) -> Operation:
     if "sat" in flags:
         if KINDS[to][0] != "f":
             raise KeyError("sat")
-        return Operation(lambda x: _saturated(function(x)), to, (of,))
+        return Operation(lambda x: saturated(function(x)), to, (of,))
     return Operation(function, to, (of,))
-
-
-def _saturated(x: Array) -> Array:
-    return np.where(np.isnan(x), 0, np.clip(x, 0, 1)).astype(x.dtype)
 
 
 def _ends_flushed(function: Function, to: str, of: str) -> Function:
@@ -384,10 +280,4 @@ def _conversion(to: str, of: str, rounding: list[str]) -> Function:
         raise KeyError(to)
     ways = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
     (way,) = rounding
-    return functools.partial(_to_whole, ways[way], KINDS[to])
-
-
-def _to_whole(way: Function, kind: str, x: Array) -> Array:
-    """Clamped; NaN is 0."""
-    ends = np.iinfo(kind)
-    return np.clip(np.where(np.isnan(x), 0, way(x.astype("f8"))), ends.min, ends.max).astype(kind)
+    return functools.partial(to_whole, ways[way], KINDS[to])

@@ -47,7 +47,7 @@ def _decode(instruction: Instruction) -> Step | None:
     make = MAKERS.get(opcode.partition(".")[0], _value)
     try:
         step = make(opcode, *operands)
-    except (TypeError, ValueError, KeyError, IndexError):
+    except (AssertionError, TypeError, ValueError, KeyError, IndexError):
         raise UnknownOpcode(text) from None
     return step if guard is None else functools.partial(_guarded, step, *guard)
 
@@ -81,15 +81,21 @@ def _value(opcode: str, to: Operand, *sources: Operand) -> Step:
 
 
 def _move(opcode: str, to: Operand, source: Operand) -> Step:
-    """mov; from or to a vector it splits, or joins, the bits: the lowest first."""
+    """mov; from or to a vector it splits, or joins, the bits: the lowest first.
+
+    Beside a part that has been written there may be one that has not: the compiler pads so.
+    """
     _, kind = opcode.split(".")
     dtype = np.dtype(KINDS[kind])
     if isinstance(source, list):
         bits = int(kind[1:]) // len(source)
-        parts = [reader(part, f"b{bits}") for part in source]
+        assert all(isinstance(part, Register) and part.bits == bits for part in source)
 
         def join(program: Program, mask: Mask) -> None:
-            values = [read(program, mask).astype(dtype) for read in parts]
+            active = program.active(mask)
+            there = np.any([program.has(part)[active] for part in source], 0)
+            demand(there, "packs what was not written", active)
+            values = [program.registers[part.slot].astype(dtype) for part in source]
             shifted = [value << dtype.type(bits * i) for i, value in enumerate(values)]
             put(program, to, np.bitwise_or.reduce(shifted), mask)
 
