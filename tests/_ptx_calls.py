@@ -122,6 +122,7 @@ def emulated(
     alone: bool = False,
     processors: int = 2,
     resident: int = 32,
+    bound: int = triton_table.COUNT_BOUND,
     edit: Edit = str,
 ) -> Iterator[_Emulator]:
     """Let every launch run here.
@@ -131,6 +132,7 @@ def emulated(
         alone: Each warp alone from barrier to barrier.
         processors: Multiprocessors of the device.
         resident: Warps that each head starts on one.
+        bound: Positions or elements from which `count_kernel` counts them, half as many a program.
         edit: What is done to the text of each kernel.
     """
     emulator = _Emulator(seed, alone, edit)
@@ -140,6 +142,8 @@ def emulated(
         *((owner, name, poisoned(getattr(owner, name))) for owner, name in places),
         *((owner, "processors", _always(processors)) for owner in (triton_grid, triton_plan)),
         (triton_table, "RESIDENT", resident),
+        (triton_plan, "COUNT_BOUND", bound),
+        (triton_plan, "COUNT_CHUNK", bound // 2),
         (triton_launch, "launch", emulator.launch),
         (dispatch, "_demand_triton", _always(None)),
         (CUDABackend, "make_cubin", _always(b"")),
@@ -184,28 +188,28 @@ def side_by_side(problems: list[Problem], **how: Any) -> list[Result]:
     return results
 
 
-def edited(problem: Problem, kernel: str, pattern: str, text: str, **how: Any) -> list[str]:
-    """What is wrong with a call once a pattern in a kernel has been replaced, at each place alone.
+def edited(
+    problem: Problem, kernel: str, pattern: str, text: str, most: int, **how: Any
+) -> list[str]:
+    """What is wrong with a call once a pattern in a kernel has been replaced, at a place at a time.
 
-    "" where nothing is.
+    "" where nothing is. So many places at the most, evenly over the kernel.
     """
-    places: list[int] = []  # how many there are, in each launch
+    places: list[int] = []
 
     def edit(ptx: str) -> str:
         if f".entry {kernel}(" not in ptx:
             return ptx
         matches = list(re.finditer(pattern, ptx, re.MULTILINE))
-        places.append(len(matches))
-        if len(found) == len(matches):
-            return ptx
-        chosen = matches[len(found)]
+        places[:] = range(0, len(matches), -(-len(matches) // most) or 1)
+        chosen = matches[places[len(found)]]
         return ptx[: chosen.start()] + chosen.expand(text) + ptx[chosen.end() :]
 
     found: list[str] = []
-    while not places or len(found) < places[0]:
+    while not found or len(found) < len(places):
         try:
             call(problem, edit=edit, **how)
             found.append("")
         except Misuse as misuse:
             found.append(misuse.what)
-    return found[: places[0]]
+    return found

@@ -18,7 +18,6 @@ from _ptx_operands import LANES, SHARED, Mask
 from _ptx_parse import Code, Register
 from _ptx_steps import decoded
 
-
 POISON = 0xA5A5A5A5A5A5A5A5  # what a register holds before it is written
 
 

@@ -164,12 +164,12 @@ class Memory:
             tensors: All arguments.
             written: By the address of a storage, which of its bytes have been written.
         """
+        self.tensors = [tensor for tensor in tensors if tensor.numel()]  # which live as long
         self.numbers: dict[int, int] = {}  # by the storages' addresses
         self.regions: list[Region] = []
         by_storage: dict[int, list[Tensor]] = {}
-        for tensor in tensors:
-            if tensor.numel():
-                by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
+        for tensor in self.tensors:
+            by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
         for start, views in by_storage.items():
             self.numbers[start] = len(self.regions) + 1
             self.regions.append(_region(start, views, written.get(start)))

@@ -61,7 +61,7 @@ def _work() -> None:
         try:
             question, given, how = pickle.load(sys.stdin.buffer)
         except EOFError:
-            return
+            os._exit(0)  # to take all apart would take seconds
         try:
             answer: Any = True, getattr(_ptx_calls, question)(*given, **how)
         except Exception:
