@@ -1,8 +1,8 @@
 """Memory as the threads of a launch see it, and what may not be done to it.
 
 Each tensor's storage has addresses far from all others', so that whatever leaves a tensor is seen.
-What is remembered of each element: whether it belongs
-to an argument, whether it has been written, and who touched it last and when.
+What is remembered of each element: whether it belongs to an argument, whether it has been written,
+and who touched it last and when.
 """
 
 from __future__ import annotations

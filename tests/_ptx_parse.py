@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from dataclasses import dataclass
 from typing import NamedTuple
 
 WIDTHS = {"pred": 1, "b16": 16, "b32": 32, "b64": 64}
@@ -42,7 +43,8 @@ class Instruction(NamedTuple):
     text: str
 
 
-class Code(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Code:
     """A kernel."""
 
     name: str

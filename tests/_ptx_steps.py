@@ -19,23 +19,20 @@ if TYPE_CHECKING:
 CONTROL = ("bra", "bra.uni", "ret", "exit", "bar.sync")
 CACHE = ("ca", "cg")  # modifiers that change no value here
 
-_decoded: dict[int, tuple[Code, list[Step | None], list[int]]] = {}
 
-
+@functools.lru_cache(maxsize=64)
 def decoded(code: Code) -> tuple[list[Step | None], list[int]]:
     """A step of each instruction, None where control may go elsewhere; and where that is next.
 
     Raises:
         UnknownOpcode: There is an instruction that nothing here executes.
     """
-    if id(code) not in _decoded:
-        steps = [_decode(instruction) for instruction in code.instructions]
-        labels = set(code.labels.values())
-        stops = [len(steps)] * (len(steps) + 1)
-        for i in reversed(range(len(steps))):
-            stops[i] = i if steps[i] is None else i + 1 if i + 1 in labels else stops[i + 1]
-        _decoded[id(code)] = code, steps, stops
-    return _decoded[id(code)][1:]
+    steps = [_decode(instruction) for instruction in code.instructions]
+    labels = set(code.labels.values())
+    stops = [len(steps)] * (len(steps) + 1)
+    for i in reversed(range(len(steps))):
+        stops[i] = i if steps[i] is None else i + 1 if i + 1 in labels else stops[i + 1]
+    return steps, stops
 
 
 def _decode(instruction: Instruction) -> Step | None:

@@ -96,7 +96,7 @@ MORE = {  # each kernel is a second to compile
         SPLIT + SCALED,
         {"processors": 3},
     ),
-    "33001 classes, split": Call(rows(1, 33001, F16), REDUCED + SPLIT),
+    "33001 classes, split": Call(rows(1, 33001, F16), SPLIT + SPLIT),
 }  # fmt: skip
 MANY = "1000 classes, in place"  # that is launched over and over
 slow = pytest.mark.slow
