@@ -7,6 +7,7 @@ it has been written.
 
 from __future__ import annotations
 
+import ctypes
 import random
 import re
 import struct
@@ -70,8 +71,7 @@ class _Allocations:
             if tensor.device.type == "cpu" and storage.nbytes():
                 self.kept.append(storage)
                 self.written[storage.data_ptr()] = np.zeros(storage.nbytes(), bool)
-                if tensor.is_floating_point():
-                    tensor.fill_(float("nan"))
+                ctypes.memset(storage.data_ptr(), 0xFF, storage.nbytes())  # NaN in any dtype
             return tensor
 
         return allocate

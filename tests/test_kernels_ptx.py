@@ -6,8 +6,12 @@ a fault would be seen is shown by making some.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -200,3 +204,18 @@ def test_hardly_a_barrier_is_one_too_many(worker: Worker) -> None:
     problem = rows(6, 100, targets="hard-100").problem()
     found = worker.ask("edited", problem, "reduce_kernel", r"^\s*bar\.sync.*", "", 99)
     assert sum("race: " in told for told in found) >= len(found) - 3
+
+
+@slow
+@pytest.mark.parametrize("file", ["test_kernels_extremes.py"])
+def test_the_tests_of_the_interpreter_hold(file: str, tmp_path: Path) -> None:
+    """NaN, infinities and illegal indices: nothing is read where it may not be."""
+    tests = Path(__file__).parent
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "_ptx_plugin", "-k", "triton-cpu"]
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(tests)}
+    environment.pop("PYTEST_ADDOPTS", None)
+    done = subprocess.run(
+        [*command, tests / file], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert " passed" in done.stdout
