@@ -35,6 +35,32 @@ def exp(x):
 
 
 @triton.jit
+def ratio(a, b, ACC: tl.constexpr):
+    """a / b in float64; for float32 to 2^-45, at a third of the cost, b in the range of float32.
+
+    By a step of Newton from the reciprocal in float32. Of b = 0 it makes NaN, where a / b is ±inf.
+    """
+    if ACC == tl.float64:
+        return a / b
+    else:
+        near = reciprocal(b.to(tl.float32)).to(tl.float64)
+        return a * (near * (2.0 - near * b.to(tl.float64)))
+
+
+@triton.jit
+def reciprocal(x):
+    """1 / x of float32, on NVIDIA within a unit of the last place: 1 instruction, not 10."""
+    if INTERPRETED:
+        return 1.0 / x
+    elif is_cuda():
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1
+        )
+    else:
+        return 1.0 / x
+
+
+@triton.jit
 def row_sums(x, ptr):
     """Σ_c x, (ROWS,) float64, of 0 <= x <= 1; for rows of float32 at `ptr` all but exact.
 

@@ -6,7 +6,7 @@
 import triton
 import triton.language as tl
 
-from fused_loss.kernels.triton_math import PEELED, exp
+from fused_loss.kernels.triton_math import PEELED, exp, ratio
 from fused_loss.kernels.triton_pieces import (
     ends_of,
     is_at,
@@ -194,7 +194,7 @@ def scaled(
     is 1 whatever its logit is: no gradient.
     """
     scale = tl.where(C == 1, 0.0 * scale, scale)
-    over = mass * scale / total
+    over = ratio(mass * scale, total, ACC)
     at_label = over
     if not SOFT:
         at_label = exp(z_t - shift) * over - hit * scale

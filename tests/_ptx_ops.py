@@ -138,6 +138,10 @@ def _select(a: Array, b: Array, which: Array) -> Array:
     return np.where(which, a, b)
 
 
+def _reciprocal(x: Array) -> Array:
+    return gross_reciprocal(x) if x.dtype == "f8" else in_double(np.reciprocal)(x)
+
+
 # name and modifiers in order -> function, what it takes ("=": its own kind), of which kinds
 FLOATS: dict[tuple[str, ...], tuple[Function, tuple[str, ...], str]] = {
     **{
@@ -157,7 +161,7 @@ FLOATS: dict[tuple[str, ...], tuple[Function, tuple[str, ...], str]] = {
     ("selp",): (_select, ("=", "=", "pred"), "f32 f64"),
     ("ex2", "approx"): (in_double(np.exp2), ("=",), "f32"),
     ("lg2", "approx"): (in_double(np.log2), ("=",), "f32"),
-    ("rcp", "approx"): (gross_reciprocal, ("=",), "f64"),
+    ("rcp", "approx"): (_reciprocal, ("=",), "f32 f64"),
 }  # fmt: skip
 _WORDS, _SIGNED = "b16 b32 b64", "s16 s32 s64"
 _NUMBERS = f"{_SIGNED} u16 u32 u64"

@@ -79,6 +79,8 @@ VALUES = [  # opcode, operands, result; bits throughout
     ("ex2.approx.ftz.f32", (0xC2FE0000,), 0),
     ("ex2.approx.f32", (0xC2FE0000,), 0x00400000),  # 2^-127
     ("ex2.approx.ftz.f32", (0xFF800000,), 0),
+    ("rcp.approx.ftz.f32", (0x40400000,), 0x3EAAAAAB),  # 1/3
+    ("rcp.approx.ftz.f32", (0x00400000,), 0x7F800000),  # 1 / 2^-127, which is flushed
     ("rcp.approx.ftz.f64", (0x40080000FFFFFFFF,), 0x3FD5555500000000),
     ("selp.b32", (5, 7, 1), 5),
     ("selp.f32", (5, 7, 0), 7),
