@@ -192,3 +192,21 @@ def test_an_illegal_index_is_not_read(backend):
     assert losses.isnan().tolist() == [False] + [True] * 7
     assert z.grad[0].isfinite().all()
     assert z.grad[1:].isnan().all()
+
+
+@pytest.mark.skipif("torch.cuda.device_count() < 2", reason="one GPU")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tensors_on_a_device_that_is_not_the_current_one(backend):
+    problem = Case(targets="hard-100").problem("cuda:0")
+    moved = problem._replace(
+        **{
+            name: value.to("cuda:1")
+            for name, value in problem._asdict().items()
+            if isinstance(value, torch.Tensor)
+        }
+    )
+    first, second = fused(problem, backend), fused(moved, backend)
+    assert torch.cuda.current_device() == 0
+    for name, value in second.items():
+        assert value.device.index == 1
+        assert torch.equal(value.cpu(), first[name].cpu()), name
