@@ -51,12 +51,14 @@ def regimes() -> list[Call]:
     full = [("bf16", 16), ("f32", 1024), ("f64", 2048), ("f32", 8192), ("bf16", 32000)]
     smoothed = FULL._replace(targets="int64")
     split = Call(z_dtype="bf16", r_dtype="bf16", classes=262144)
+    wide = Call(reduction="none", element_weight="sample", missing=True, grads="r", samples="many")
     return [
         *[Call(z_dtype=z, r_dtype=z, classes=classes) for z, classes in plain],
         *[FULL._replace(z_dtype=z, r_dtype=z, classes=classes) for z, classes in full],
         *[smoothed._replace(z_dtype=z, r_dtype=z, classes=classes) for z, classes in full[1::2]],
         *[call._replace(classes=32000) for call in (Call(), FULL, smoothed)],
         *[split, split._replace(samples="many"), split._replace(grads=""), FEW_AND_COUNTED],
+        wide._replace(r_dtype="f64", z_dtype="f64", r_layout="strided"),
     ]
 
 
