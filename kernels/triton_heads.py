@@ -169,16 +169,16 @@ class Heads:
         """
         if self.z.tensor is None or self.z.stride_c != 1:
             return 1
-        views = self.z, self.z_out, self.class_mask, *([self.t] if self.soft else [])
-        views = [view for view in views if view.tensor is not None]
+        seen = self.z, self.z_out, self.class_mask, *([self.t] if self.soft else [])
+        views = [view for view in seen if view.tensor is not None]
         between = [(view.stride_n, view.stride_s) for view in views]
-        unit = math.gcd(16, self.z.classes, *itertools.chain(*between)) % 16 or 1
-        apart = {(n % VECTOR.value, s % VECTOR.value) for n, s in between}
-        narrow = unit * self.z.tensor.itemsize < 16 and self.z.classes % 16
+        common = math.gcd(16, self.z.classes, *itertools.chain(*between))
+        begins = {(n % VECTOR.value, s % VECTOR.value) for n, s in between}
+        alike = len(begins) == 1 and all(view.stride_c == 1 for view in views)
         long = self.tile.rows == 1 and not self.tile.one_block
-        if narrow and long and len(apart) == 1:
+        if common * self.z.tensor.itemsize < 16 and long and alike:
             return PEELED.value
-        return unit
+        return common % 16 or 1
 
     def options(self) -> dict[str, Any]:
         """What every kernel that reads targets is told of them."""

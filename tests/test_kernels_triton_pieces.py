@@ -106,6 +106,26 @@ def test_rows_that_are_aligned_apart_from_each_other_are_not_peeled(shrunken, ba
     assert not peeled(problem._replace(t=t), backend)
 
 
+@pytest.mark.parametrize("of", ["a mask a row", "a mask for all", "probabilities"])
+def test_what_has_another_stride_between_classes_is_not_peeled(of, shrunken, backend, device):
+    """Though its rows begin where those of the logits do, but for a multiple of 8."""
+    soft = of == "probabilities"
+    case = case_of(targets="soft" if soft else "hard", shapes=((ROWS, 2), (ROWS, 41)))
+    problem = case.problem(device)
+    if soft:
+        problem = problem._replace(t=problem.t.t().contiguous().t())
+    else:
+        shape = (ROWS, 1) if of == "a mask a row" else (1, 41)
+        mask = torch.ones(shape, dtype=torch.bool, device=device)
+        if of == "a mask a row":
+            mask[3] = False
+        else:
+            mask[0, ::5] = False
+            mask[0, problem.t] = True
+        problem = problem._replace(keywords=problem.keywords | {"class_mask": mask})
+    assert not peeled(problem, backend)
+
+
 def test_the_table_as_it_is(backend, device):
     """50257 classes: GPT-2's. Two rows, of which the second begins at an odd address."""
     random = torch.Generator().manual_seed(0)
