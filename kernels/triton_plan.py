@@ -322,7 +322,7 @@ def _per_sample(
     heads: Heads, device: torch.device, arguments: dict[str, Any], upstream: Tensor | None
 ) -> Launch:
     one_position = heads.z.positions == 1 or heads.spec.per_position
-    block_m = heads.tile.elements * 4 // heads.dtype.itemsize  # sums a sample take registers too
+    block_m = heads.tile.elements * 2 // heads.dtype.itemsize  # sums a sample take registers too
     rows = block_m if heads.z.tensor is None else heads.tile.rows
     group = rows if one_position else 1
     seen = layout.Matrix(None) if upstream is None else layout.matrix(upstream)

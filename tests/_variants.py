@@ -121,7 +121,7 @@ def _tiling_known(kernel: str, c: dict[str, Any]) -> bool:
     if kernel == "reduce_kernel":
         rest = (c["BLOCK_M"], c["STAGES"]) == (block_m, tile.stages)
     else:
-        block_m = block_m * 4 // _itemsize(c)
+        block_m = block_m * 2 // _itemsize(c)
         rest = c["SAMPLES"] == (rows if c["ONE_POSITION"] else 1)
         rest = rest and c["BLOCK_D"] == max(1, block_m // c["SAMPLES"])
     tiles = _tiles(c["HAS_CLASSIFICATION"], _values(c), _itemsize(c))

@@ -58,7 +58,9 @@ def regimes() -> list[Call]:
         *[smoothed._replace(z_dtype=z, r_dtype=z, classes=classes) for z, classes in full[1::2]],
         *[call._replace(classes=32000) for call in (Call(), FULL, smoothed)],
         *[split, split._replace(samples="many"), split._replace(grads=""), FEW_AND_COUNTED],
+        wide._replace(r_dtype="f16", r_layout="strided"),
         wide._replace(r_dtype="f64", z_dtype="f64", r_layout="strided"),
+        FULL._replace(reduction="none", classes=3, z_dtype="bf16", r_layout="strided"),
     ]
 
 
