@@ -229,7 +229,7 @@ def _masked_by_index(
     """Losses (N, d1, ...) of class indices over the classes that the mask leaves."""
     axis = int(logits.dim() > 1)
     log_p = _masked_log_softmax(logits, mask)
-    of_target = -F.nll_loss(log_p, targets, reduction="none")
+    of_target = log_p.gather(axis, targets.unsqueeze(axis)).squeeze(axis)
     share = torch.ones_like(of_target) if weight is None else weight[targets]
     losses = -_times_log((1 - spec.label_smoothing) * share, of_target)
     if spec.label_smoothing:

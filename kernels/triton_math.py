@@ -8,7 +8,7 @@ from triton.language.target_info import is_cuda
 
 INTERPRETED = constexpr(knobs.runtime.interpret)
 VECTOR = constexpr(8)  # elements: 16 bytes of a 16-bit type
-PEELED = constexpr(0)  # as UNIT: nothing divides C and the distance of rows (see `triton_pieces`)
+PEELED = constexpr(0)  # as UNIT: each row begins anywhere, and is peeled (see `triton_pieces`)
 
 
 @triton.jit
@@ -36,7 +36,7 @@ def exp(x):
 
 @triton.jit
 def ratio(a, b, ACC: tl.constexpr):
-    """a / b in float64; for float32 to 2^-45, at a third of the cost, b in the range of float32.
+    """a / b in float64; for float32 to 2^-44, at a third of the cost, b in the range of float32.
 
     By a step of Newton from the reciprocal in float32. Of b = 0 it makes NaN, where a / b is ±inf.
     """
@@ -50,9 +50,7 @@ def ratio(a, b, ACC: tl.constexpr):
 @triton.jit
 def reciprocal(x):
     """1 / x of float32, on NVIDIA within a unit of the last place: 1 instruction, not 10."""
-    if INTERPRETED:
-        return 1.0 / x
-    elif is_cuda():
+    if not INTERPRETED and is_cuda():
         return tl.inline_asm_elementwise(
             "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1
         )
@@ -61,16 +59,20 @@ def reciprocal(x):
 
 
 @triton.jit
-def row_sums(x, ptr):
+def row_sums(x, ptr, INFINITE: tl.constexpr = False):
     """Σ_c x, (ROWS,) float64, of 0 <= x <= 1; for rows of float32 at `ptr` all but exact.
 
     In whatever order: x is split into a multiple of 2^-24·BLOCK_C, of which no sum is rounded, and
-    a rest so small that the roundings of its sum do not count. Larger x are summed as usual.
+    a rest so small that the roundings of its sum do not count. Larger x are summed as usual; only
+    where one may be infinite does it cost anything.
     """
     if (x.dtype == tl.float32) & (ptr.dtype.element_ty == tl.float32):
         large = 0.75 * x.shape[1]  # 2^-24·BLOCK_C is the distance of floats from here to x + large
         multiple = (x + large) - large
-        return tl.sum(multiple, 1).to(tl.float64) + tl.sum(x - multiple, 1)
+        rest = x - multiple
+        if INFINITE:
+            rest = tl.where(x == float("inf"), 0.0, rest)  # inf - inf
+        return tl.sum(multiple, 1).to(tl.float64) + tl.sum(rest, 1)
     else:
         return tl.sum(x, 1).to(tl.float64)
 
@@ -98,12 +100,21 @@ def multiple_of(x, UNIT: tl.constexpr):
 
 
 @triton.jit
-def row_of(x, p, S, UNIT: tl.constexpr = 1, head=0):
-    """The addresses of the rows of positions p = n·S + s; x is (pointer, stride n, c, s).
+def offset_of(x, p, S, UNIT: tl.constexpr):
+    """Where the rows of positions p = n·S + s begin; x is (pointer, stride n, c, s).
 
-    The strides n and s are multiples of UNIT. A row that is peeled begins `head` later, aligned.
+    The strides n and s are multiples of UNIT.
     """
-    offset = (p // S) * multiple_of(x[1], UNIT) + (p % S) * multiple_of(x[3], UNIT)
+    return (p // S) * multiple_of(x[1], UNIT) + (p % S) * multiple_of(x[3], UNIT)
+
+
+@triton.jit
+def row_of(x, p, S, UNIT: tl.constexpr = 1, head=0):
+    """The addresses of the rows of `offset_of`; a row that is peeled begins `head` later, aligned.
+
+    Its classes are adjacent, in each tensor of its shape.
+    """
+    offset = offset_of(x, p, S, UNIT)
     if UNIT == PEELED:
         offset = multiple_of(offset + head, VECTOR)
     return x[0] + offset

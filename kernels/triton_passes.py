@@ -44,7 +44,7 @@ def count_possible(
 
 
 @triton.jit
-def and_piece(
+def add_piece(
     m,
     shift,  # m, or 0 while it is -inf
     total,
@@ -80,8 +80,9 @@ def and_piece(
     carried = tl.where(total == 0.0, 0.0, total * exp(shift - new_shift))  # 0 · inf
     total = (carried + new_total).to(ACC)
     if SOFT or SMOOTH:
-        cross += mass * (shift - new_shift) + new_cross
-        mass += new_mass
+        moved = shift - new_shift
+        cross += tl.where(moved == 0.0, 0.0, mass * moved) + new_cross  # inf · 0
+        mass = (mass + new_mass).to(ACC)
     return m, new_shift, total, mass, cross, count
 
 
@@ -120,13 +121,13 @@ def read_classes(
     count = tl.zeros(inside.shape, ACC)
     if UNIT == PEELED:
         c_ends, there = ends_of(C, head, first)
-        m, shift, total, mass, cross, count = and_piece(
+        m, shift, total, mass, cross, count = add_piece(
             m, shift, total, mass, cross, count, rows, steps, w_ptr, c_ends, there, inside, keep,
             even, SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH, ACC,
         )  # fmt: skip
     for start in range(first, last, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)[None, :].to(tl.int64)
-        m, shift, total, mass, cross, count = and_piece(
+        m, shift, total, mass, cross, count = add_piece(
             m, shift, total, mass, cross, count, rows, steps, w_ptr, c, c < last, inside, keep,
             even, SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH, ACC,
         )  # fmt: skip
@@ -206,7 +207,7 @@ def scaled(
 
 
 @triton.jit
-def again(
+def rewrite_piece(
     rows,
     steps,
     g_row,
@@ -271,14 +272,14 @@ def write_classes(
     """The second pass over what `read_classes` has read: the gradient, block after block."""
     for start in range(first, last, BLOCK_C):
         c = start + tl.arange(0, BLOCK_C)[None, :].to(tl.int64)
-        again(
+        rewrite_piece(
             rows, steps, g_row, g_stride_c, w_ptr, c, c < last, inside, labelled,
             is_at(label, start, BLOCK_C), at_label, shift, over, scale, keep, even,
             SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH, ACC,
         )  # fmt: skip
     if UNIT == PEELED:
         c_ends, there = ends_of(C, head, first)
-        again(
+        rewrite_piece(
             rows, steps, g_row, g_stride_c, w_ptr, c_ends, there, inside, labelled,
             c_ends == label[:, None], at_label, shift, over, scale, keep, even,
             SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH, ACC,

@@ -1,16 +1,16 @@
 """A piece of a tile of rows: adjacent classes that are read, summed and written together.
 
-A row is one piece (`ONE_BLOCK`) or one block of classes after another. Where neither C nor the
-distance of rows is a multiple of a vector (`PEELED`), it begins at its first aligned class: the
-body moves as vectors, and what lies before and behind it is one small piece more, read first and
-written last. Classes then count from there, the ones before it as -1, -2, ...
+A row is one piece (`ONE_BLOCK`) or one block of classes after another. A longer row that is not
+aligned to vectors may be `PEELED`: it begins at its first aligned class, its body moves as vectors,
+and what lies before and behind that is one small piece more, read first and written last. Classes
+then count from there, the ones before it as -1, -2, ... Of other rows the body is all there is.
 """
 
 import triton
 import triton.language as tl
 from triton.language import constexpr
 
-from fused_loss.kernels.triton_math import PEELED, VECTOR, exp, rounded, row_sums
+from fused_loss.kernels.triton_math import PEELED, VECTOR, exp, offset_of, rounded, row_sums
 from fused_loss.kernels.triton_targets import (
     class_targets,
     class_weights,
@@ -25,7 +25,7 @@ ENDS = constexpr(2 * VECTOR.value)  # of which 2·(VECTOR - 1) can be there
 def before_body(z, p, S, UNIT: tl.constexpr):
     """How many classes of the one row p, (1,), lie before the first that is aligned: a scalar."""
     if UNIT == PEELED:
-        offset = (p // S) * z[1] + (p % S) * z[3]
+        offset = offset_of(z, p, S, 1)
         return tl.sum(offset * (VECTOR - 1) % VECTOR, 0)  # as -offset, which % would leave negative
     else:
         return 0
@@ -46,7 +46,7 @@ def ends_of(C, head, first):
 
     So the slice of a row that begins with its body has them, and no other.
     """
-    body = (C - head) // VECTOR * VECTOR
+    body = end_of_body(C, head, PEELED)
     i = tl.arange(0, ENDS)[None, :].to(tl.int64)
     return tl.where(i < head, i, i + body) - head, i + first * ENDS < C - body
 
@@ -102,17 +102,20 @@ def targets_of_piece(
 def sums_of_piece(
     x, q, mask, shift, ptr, SOFT: tl.constexpr, HAS_MASK: tl.constexpr, SMOOTH: tl.constexpr
 ):
-    """e = exp(z - shift), and over the piece s = Σ e, A = Σ q', B = Σ q'·(z - shift), (ROWS,)."""
+    """e = exp(z - shift), and over the piece s = Σ e, A = Σ q', B = Σ q'·(z - shift), (ROWS,).
+
+    s, and A of probabilities, in float64.
+    """
     centred = x - shift[:, None]
     e = exp(centred)
     total = row_sums(e, ptr)
     mass = tl.zeros_like(shift)
     cross = tl.zeros_like(shift)
     if SOFT:
-        mass = row_sums(q, ptr).to(x.dtype)
-        cross = weighted_logits(q, centred, mask, HAS_MASK)
+        mass = row_sums(q, ptr, True)
     elif SMOOTH:
         mass = tl.sum(q, 1)
+    if SOFT or SMOOTH:
         cross = weighted_logits(q, centred, mask, HAS_MASK)
     return e, total, mass, cross
 

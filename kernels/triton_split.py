@@ -110,7 +110,8 @@ def whole(of, step, there, moved, ACC: tl.constexpr):
     """A and B of the row, (1,), from those of its slices: at `of`, and `step` further."""
     masses = tl.load(of, mask=there, other=0.0)
     crosses = tl.load(of + step, mask=there, other=0.0)
-    cross = tl.where(there, crosses + masses * moved, 0.0).to(tl.float64)
+    carried = tl.where(moved == 0.0, 0.0, masses * moved)  # inf · 0
+    cross = tl.where(there, crosses + carried, 0.0).to(tl.float64)
     return tl.sum(masses.to(tl.float64), 1).to(ACC), tl.sum(cross, 1).to(ACC)
 
 

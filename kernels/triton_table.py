@@ -75,6 +75,8 @@ def tile(classes: int, adjacent: bool, values: int, itemsize: int) -> Tile:
     """
     width, room = _registers(values, itemsize)
     longest = BLOCK_MAX // room if adjacent else STRIDED_BLOCK
+    if adjacent and classes % 8:  # kept an element at a time: the longest would spill
+        longest //= 2
     block = triton.next_power_of_2(classes)
     block_c = block if block <= longest else min(longest, STREAM_BLOCK // room)
     held = (TILE if adjacent else STRIDED_TILE) // room

@@ -44,7 +44,8 @@ def possible_classes(m_row, m_stride_c, c, mask, HAS_MASK: tl.constexpr):
 
 @triton.jit
 def weighted_logits(q, centred, mask, HAS_MASK: tl.constexpr):
-    """Σ_c q·(z - shift), (ROWS,); with a mask of classes, 0 · log 0 = 0."""
+    """Σ_c q·(z - shift), (ROWS,); with a mask of classes, 0 · log 0 = 0, and inf · 0 = 0 always."""
+    mask = mask & (centred != 0.0)
     if HAS_MASK:
         mask = mask & ((q != 0.0) | (centred != float("-inf")))
     return tl.sum(tl.where(mask, q * centred, 0.0), 1)

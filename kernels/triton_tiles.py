@@ -22,7 +22,6 @@ import triton
 import triton.language as tl
 
 from fused_loss.kernels.triton_math import (
-    PEELED,
     divide,
     element_of,
     multiple_of,
@@ -71,7 +70,7 @@ def row_tile(
     GRAD: tl.constexpr,
     INPLACE: tl.constexpr,  # g is z
     ONE_BLOCK: tl.constexpr,
-    UNIT: tl.constexpr,  # a power of two that divides C and the strides n and s of rows of classes
+    UNIT: tl.constexpr,  # a power of two that divides C and the strides n and s, or PEELED
     BLOCK_C: tl.constexpr,
     ACC: tl.constexpr,
 ):
@@ -90,10 +89,9 @@ def row_tile(
     labelled, label, legal, share = labels_of(
         t_row, w_ptr, inside, C, ignore_index, SOFT, HAS_WEIGHT, ACC
     )
-    if UNIT == PEELED:
-        label -= head
-        if HAS_WEIGHT:
-            w_ptr += head
+    label -= head
+    if HAS_WEIGHT:
+        w_ptr += head
     z_t = logit_of(z_row, m_row, z[2], class_mask[2], label, legal, SOFT, HAS_MASK, ACC)
     w_t = share
 

@@ -64,7 +64,7 @@ def test_large(backend, size, reduction, targets):
     assert all(torch.equal(actual[name], again[name]) for name in actual)
 
 
-@pytest.mark.parametrize("shape", [(2_200_000, 1000), (33, 1 << 26)], ids=str)
+@pytest.mark.parametrize("shape", [(2_200_000, 1000), (33, 1 << 26), (45_000, 50257)], ids=str)
 def test_more_than_2_to_the_31_logits(shape):
     """The last rows are as they are on their own; the loss is the sum of the rows'."""
     z = torch.zeros(shape, dtype=BF16, device="cuda")

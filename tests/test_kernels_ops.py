@@ -116,6 +116,28 @@ def test_neither_another_alpha_nor_another_batch_compiles_again(backend, device)
     assert counter.frame_count == 1
 
 
+@pytest.mark.parametrize("options", [{}, {"reduction": "none"}, {"return_components": True}])
+def test_gradients_in_a_graph_of_dynamic_shapes(options, backend, device):
+    """To both outputs and to a pair of weights."""
+    torch._dynamo.reset()
+
+    def step(r: Tensor, z: Tensor, y: Tensor, t: Tensor, pair: Tensor) -> Tensor:
+        found = combined_loss(r, z, y, t, loss_weights=pair, **options)
+        return found[0] if isinstance(found, tuple) else found
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
+    with fused_loss.backend(backend):
+        for n in (4, 5, 7):
+            leaves, _ = inputs(device, n)
+            leaves[4] = torch.tensor([0.25, 1.5], device=device, requires_grad=True)
+            (loss, *found), (plain, *wanted) = (
+                (loss, *gradients(loss, leaves)) for loss in (f(*leaves) for f in (compiled, step))
+            )
+            for one, other in zip((loss, *found), (plain, *wanted), strict=True):
+                bound = 4 * torch.finfo(one.dtype).eps * other.abs().max()
+                assert (one - other).abs().max() <= bound
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_operators_are_registered_as_they_are(name, backend, device):
     """Schema, fake tensors, autograd and dynamic shapes, as PyTorch checks them."""

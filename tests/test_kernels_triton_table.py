@@ -19,10 +19,14 @@ LONGEST = triton_table.BLOCK_MAX + 2
 
 
 def begins(adjacent: bool, values: int, itemsize: int) -> list[int]:
-    """The lengths from which another tiling takes over; those of longer rows count as one."""
+    """The lengths from which another tiling takes over; those of longer rows count as one.
+
+    From 8 on of those that 8 divides; of others the longest of all are cut into blocks.
+    """
     tiles: list[object] = []
     for classes in range(1, LONGEST):
-        chosen = tile(classes, adjacent, values, itemsize)
+        even = classes if classes < 8 else -(-classes // 8) * 8
+        chosen = tile(even, adjacent, values, itemsize)
         tiles.append(chosen if chosen.one_block else "longer")
     return [c + 1 for c in range(1, len(tiles)) if tiles[c] != tiles[c - 1]]
 
@@ -51,6 +55,12 @@ def test_where_another_tiling_begins():
     assert begins(False, 1, 4) == [2**k + 1 for k in range(7)]
     assert begins(True, 3, 4)[-1] == triton_table.BLOCK_MAX // 4 + 1
     assert begins(True, 1, 8)[-1] == triton_table.BLOCK_MAX // 8 + 1
+
+
+def test_half_of_it_is_the_longest_row_kept_whose_length_8_does_not_divide():
+    half = triton_table.BLOCK_MAX // 2
+    kept = {c: tile(c, True, 1, 4).one_block for c in (half - 1, half + 1, half + 8, 2 * half - 1)}
+    assert list(kept.values()) == [True, False, True, False]
 
 
 def mostly_swept(lengths: list[int], kept: tuple[int, ...]) -> list[object]:
