@@ -190,7 +190,7 @@ def test_any_call_is_right(backend, device):
 
 @pytest.fixture
 def shrunken(monkeypatch):
-    """A launch table in which rows of 25 classes are split; odd ones of 33 and all of 65 are long."""
+    """A launch table in which rows of 25 classes are split, odd ones of 33 and all of 65 long."""
     table = {
         "TILE": 8, "WIDE": 1, "STRIDED_TILE": 8, "STRIDED_BLOCK": 8, "BLOCK_MAX": 64,
         "STREAM_BLOCK": 32, "SPLIT_FROM": 25, "SPLIT_BLOCK": 16, "SPLIT_MOST": 4,
