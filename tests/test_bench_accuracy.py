@@ -108,10 +108,8 @@ def test_what_makes_no_sense_is_refused(words: list[str], capsys: pytest.Capture
     assert words[1] in capsys.readouterr().err
 
 
-def test_the_committed_table_is_within_its_bounds_but_for_what_is_known():
-    """alpha's gradient is mse - ce: where they all but cancel it shows what each was rounded to."""
+def test_the_committed_table_is_within_its_bounds():
     path = Path(__file__).parents[1] / "bench" / "results" / "epyc-2-cores" / "accuracy.json"
     committed = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    outside = {(r["backend"], r["option"], r["dtype"]) for r in committed if not within(r)}
-    assert outside <= {("triton", "everything", "float16")}
+    assert all(within(row) for row in committed)
     assert {r["option"] for r in committed} == {option.name for option in OPTIONS}
