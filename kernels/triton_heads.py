@@ -6,7 +6,6 @@ call with this signature, and `Input` says which of them a kernel's pointer is.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -172,7 +171,7 @@ class Heads:
         seen = self.z, self.z_out, self.class_mask, *([self.t] if self.soft else [])
         views = [view for view in seen if view.tensor is not None]
         between = [(view.stride_n, view.stride_s) for view in views]
-        common = math.gcd(16, self.z.classes, *itertools.chain(*between))
+        common = math.gcd(16, self.z.classes, *(stride for pair in between for stride in pair))
         begins = {(n % VECTOR.value, s % VECTOR.value) for n, s in between}
         alike = len(begins) == 1 and all(view.stride_c == 1 for view in views)
         long = self.tile.rows == 1 and not self.tile.one_block
