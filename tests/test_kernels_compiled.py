@@ -193,9 +193,9 @@ def test_a_row_moves_as_many_bits_as_its_length_allows(
     "call",
     [
         Call(z_dtype="bf16", r_dtype="bf16", classes=50257, samples="many"),
-        Call(z_dtype="bf16", r_dtype="bf16", classes=50257),  # in slices
-        Call(classes=50257, targets="soft", samples="many"),
-        Call(reduction="none", z_dtype="f16", classes=30522),
+        pytest.param(Call(z_dtype="bf16", classes=50257), marks=pytest.mark.slow),  # in slices
+        pytest.param(Call(classes=50257, targets="soft", samples="many"), marks=pytest.mark.slow),
+        pytest.param(Call(reduction="none", z_dtype="f16", classes=30522), marks=pytest.mark.slow),
         FULL._replace(z_dtype="bf16", r_dtype="bf16", classes=50257, samples="many"),
     ],
     ids=name,

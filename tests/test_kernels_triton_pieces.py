@@ -51,6 +51,7 @@ def peeled(problem, backend) -> bool:
     return unit == PEELED.value
 
 
+QUICK = ("plain", "a sample's own", "everything, bfloat16")  # the others are in the sweep
 ALONE = ("smoothed", "float16", "float64", "a sample's own")  # the last is never split
 CASES = {
     "plain": case_of(targets="hard-100"),
@@ -71,7 +72,12 @@ CASES = {
 
 @pytest.mark.parametrize(
     ("name", "split"),
-    [*((name, False) for name in CASES), *((name, True) for name in CASES if name not in ALONE)],
+    [
+        pytest.param(name, split, marks=() if name in QUICK else pytest.mark.slow)
+        for name in CASES
+        for split in (False, True)
+        if not (split and name in ALONE)
+    ],
 )
 def test_wherever_a_row_begins(name, split, shrunken, monkeypatch, backend, device):
     for module in (triton_grid, triton_plan):
