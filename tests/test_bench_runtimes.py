@@ -39,9 +39,10 @@ def test_eager_and_onnxruntime_are_right_and_timed(case: ModelCase, phase: Phase
     assert all(row["ratio_to_eager"] > 0 for row in written["providers"])
 
 
-def test_what_is_compiled_is_right_and_timed():
-    record = record_of(MLP, "eager", "compile", "aot")
-    assert [(row.reason, row.status) for row in record.rows] == [(None, "ok")] * 3
+@pytest.mark.parametrize("name", ["compile", pytest.param("aot", marks=pytest.mark.slow)])
+def test_what_is_compiled_is_right_and_timed(name: str):
+    record = record_of(MLP, "eager", name)
+    assert [(row.reason, row.status) for row in record.rows] == [(None, "ok")] * 2
     assert all(row.timing for row in record.rows)
 
 

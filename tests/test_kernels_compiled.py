@@ -1,14 +1,15 @@
 """Every kernel variant compiles for Hopper and for an MI300, without either: no register spill.
 
-The representative set is pairwise, plus every option at once; the sweep (`slow`) compiles every
-combination of options, and every tile of the launch table at its plainest and its fullest.
+The representative set is pairwise over the main options, plus every option at once; the sweep
+(`slow`) is pairwise over all of them, and compiles every combination of options, and every tile of
+the launch table at its plainest and its fullest.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -162,7 +163,13 @@ def widths(code: Code, pointer: str) -> Counter[int]:
     return counts
 
 
-@pytest.mark.parametrize("call", [*pairwise(SPACE), *regimes()], ids=name)
+def in_the_sweep(calls: Iterable[Call]) -> list[Any]:
+    return [pytest.param(call, marks=pytest.mark.slow) for call in calls]
+
+
+@pytest.mark.parametrize(
+    "call", [*pairwise(SMALL), *regimes(), *in_the_sweep(pairwise(SPACE))], ids=name
+)
 def test_compiles_for_hopper(compiler: Compiler, call: Call) -> None:
     check(call, compiled(compiler, call))
 
@@ -193,10 +200,14 @@ def test_a_row_moves_as_many_bits_as_its_length_allows(
     "call",
     [
         Call(z_dtype="bf16", r_dtype="bf16", classes=50257, samples="many"),
-        pytest.param(Call(z_dtype="bf16", classes=50257), marks=pytest.mark.slow),  # in slices
-        pytest.param(Call(classes=50257, targets="soft", samples="many"), marks=pytest.mark.slow),
-        pytest.param(Call(reduction="none", z_dtype="f16", classes=30522), marks=pytest.mark.slow),
         FULL._replace(z_dtype="bf16", r_dtype="bf16", classes=50257, samples="many"),
+        *in_the_sweep(
+            [
+                Call(z_dtype="bf16", classes=50257),  # in slices
+                Call(classes=50257, targets="soft", samples="many"),
+                Call(reduction="none", z_dtype="f16", classes=30522),
+            ]
+        ),
     ],
     ids=name,
 )
@@ -242,7 +253,16 @@ def check_bits(code: Code, pointer: str, kind: str, bits: int) -> None:
     assert sum(counts.values()) <= (options["ROWS"] if kind == "ld" else 0)
 
 
-@pytest.mark.parametrize("call", pairwise(SMALL), ids=name)
+@pytest.mark.parametrize(
+    "call",
+    [
+        Call(classes=10),
+        FULL,
+        FEW_AND_COUNTED._replace(reduction="none"),
+        *in_the_sweep(pairwise(SMALL)),
+    ],
+    ids=name,
+)
 def test_compiles_for_mi300(compiler: Compiler, call: Call) -> None:
     codes = compiler.compile(call, GFX942)
     assert codes
@@ -263,7 +283,7 @@ def trials() -> list[Any]:
     ]
     return [
         Call(z_dtype="bf16", classes=262144, grads="z", samples="many"),
-        *[pytest.param(call, marks=pytest.mark.slow) for call in others],
+        *in_the_sweep(others),
     ]
 
 
