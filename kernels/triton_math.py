@@ -100,6 +100,19 @@ def multiple_of(x, UNIT: tl.constexpr):
 
 
 @triton.jit
+def relaid(x, SHARED: tl.constexpr):
+    """x (ROWS,), laid out anew where several threads share a row of the tile: a row a thread.
+
+    What a sum over a row returns every thread of the row holds, and each would repeat what follows.
+    A gather is where Triton lets a layout end. It goes through shared memory, 8 bytes a row.
+    """
+    if SHARED:
+        return tl.gather(x, tl.arange(0, x.shape[0]), 0)
+    else:
+        return x
+
+
+@triton.jit
 def offset_of(x, p, S, UNIT: tl.constexpr):
     """Where the rows of positions p = n·S + s begin; x is (pointer, stride n, c, s).
 

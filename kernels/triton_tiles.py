@@ -25,6 +25,7 @@ from fused_loss.kernels.triton_math import (
     divide,
     element_of,
     multiple_of,
+    relaid,
     rounded,
     row_of,
 )
@@ -79,6 +80,7 @@ def row_tile(
     The share of a row is what it adds to the denominator of "mean": `class_weight[t]`, or 1, times
     the weight of the position.
     """
+    SHARED: tl.constexpr = (p.shape[0] > 1) and (BLOCK_C > UNIT)  # several threads share a row
     C = multiple_of(C, UNIT)
     head = before_body(z, p, S, UNIT)
     z_row, g_row = row_of(z, p, S, UNIT, head), row_of(g, p, S, UNIT, head)  # (ROWS,)
@@ -124,8 +126,13 @@ def row_tile(
             count = found
             even = divide(tl.full([], smoothing, ACC), tl.maximum(count, 1.0), ACC)
 
+    row_shift, total = relaid(shift, SHARED), relaid(total, SHARED)
+    if SOFT or SMOOTH:
+        mass, cross = relaid(mass, SHARED), relaid(cross, SHARED)
+    if HAS_MASK:
+        count, even = relaid(count, SHARED), relaid(even, SHARED)
     loss, mass, hit = loss_of(
-        shift, total, mass, cross, count, z_t, w_t, keep, even, SOFT, HAS_MASK, SMOOTH
+        row_shift, total, mass, cross, count, z_t, w_t, keep, even, SOFT, HAS_MASK, SMOOTH
     )
     if HAS_POSITION_WEIGHT:
         weight = tl.load(row_of(position_weight, p, S), mask=labelled, other=0.0).to(ACC)
@@ -140,8 +147,13 @@ def row_tile(
         if INPLACE:
             tl.debug_barrier()  # every warp has read what this one is about to overwrite
         over, at_label, even, scale = scaled(
-            shift, total, mass, z_t, w_t, hit, even, scale, C, SOFT, SMOOTH, ACC
+            row_shift, total, mass, z_t, w_t, hit, even, scale, C, SOFT, SMOOTH, ACC
         )
+        over, at_label = relaid(over, SHARED), relaid(at_label, SHARED)
+        if SOFT:
+            scale = relaid(scale, SHARED)
+        elif SMOOTH:
+            even = relaid(even, SHARED)
         if ONE_BLOCK:
             write_piece(
                 g_row, g[2], c, mask, possible, e, q, labelled, is_at(label, 0, BLOCK_C), at_label,
