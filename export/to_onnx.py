@@ -118,8 +118,9 @@ def export_onnx(
         atol, rtol: `atol + rtol * max|y|` in place of the rule of acceptance; a number, or a
             mapping of output names to numbers.
         seed: Of the random inputs.
-        quantize: "dynamic" or "static" for int8: the float32 file is verified first, and the report
-            says what the other costs and gains.
+        quantize: "dynamic" or "static" for int8, of which weights take 7 bits: not every x86 adds
+            products of 8. The float32 file is verified first; the report says what the other costs
+            and gains.
         calibration_data: Rows that "static" takes its ranges from.
         min_label_agreement: Least share of rows to which the int8 file gives float64's label
             (0.99), over `verify_data`, else `calibration_data`, else `example`.

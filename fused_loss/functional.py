@@ -123,7 +123,8 @@ def combined_loss(
         return_components: Whether to return `(loss, Components(regression, classification))`: the
             two losses before weighting, detached and on the device, for logging without a sync.
         inplace_gradient: Whether the gradient may take over the logits' storage, which halves the
-            memory. Do not use the logits after the call: autograd notices if you do. Nothing is
+            memory. The logits are then lost: an accuracy, say, has to be taken before the call.
+            Autograd finds a later use that it would differentiate, and no other. Nothing is
             written where no gradient is wanted.
 
     Returns:

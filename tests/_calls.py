@@ -33,6 +33,27 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "retained": (False, True),
 }
 
+# What changes most of a kernel.
+MAIN: dict[str, tuple[Any, ...]] = {
+    **SPACE,
+    "heads": ("both", "classification"),
+    "reduction": ("mean", "none"),
+    "targets": ("int64", "soft"),
+    "class_weight": ("", "like"),
+    "ignore_index": (-100,),
+    "weights": ("floats", "pair"),
+    "class_mask": ("", "rows"),
+    "element_weight": ("", "full"),
+    "normalizers": ("", "tensor"),
+    "grads": ("rz", ""),
+    "r_dtype": ("f32", "f16"),
+    "z_dtype": ("f32", "bf16"),
+    "r_layout": ("columns", "strided"),
+    "layout": ("rows", "spatial"),
+    "classes": (3, 1000, 32000),
+    "samples": ("few", "many"),
+}
+
 
 def samples(space: dict[str, tuple[Any, ...]], count: int, seed: int) -> list[Call]:
     """Calls drawn evenly from the space, in normal form."""

@@ -23,12 +23,13 @@ from _cases import Problem
 from _ptx_machine import Launch, run, together
 from _ptx_memory import Memory, Misuse
 from _ptx_parse import parse
+from _relaunch import Driver
+from _tables import table
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime import driver
 
-from fused_loss.kernels import dispatch, triton_grid, triton_launch, triton_plan, triton_table
+from fused_loss.kernels import dispatch, triton_launch, triton_table
 
 FORMATS = {"i1": "?", "i8": "b", "i32": "i", "i64": "q", "fp32": "f", "fp64": "d"}
 Edit = Callable[[str], str]  # of the text of a kernel
@@ -41,20 +42,7 @@ class Answer(NamedTuple):
     kernels: list[str]
 
 
-class _Driver:
-    """A GPU of which only the architecture is known."""
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
-
-
-driver.set_active(_Driver())
+driver.set_active(Driver())
 
 
 class _Allocations:
@@ -140,18 +128,15 @@ def emulated(
     places = [(torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty_strided")]
     patches = [
         *((owner, name, poisoned(getattr(owner, name))) for owner, name in places),
-        *((owner, "processors", _always(processors)) for owner in (triton_grid, triton_plan)),
-        (triton_table, "RESIDENT", resident),
-        (triton_plan, "COUNT_BOUND", bound),
-        (triton_plan, "COUNT_CHUNK", bound // 2),
         (triton_launch, "launch", emulator.launch),
         (dispatch, "_demand_triton", _always(None)),
         (CUDABackend, "make_cubin", _always(b"")),
     ]
+    numbers = {"RESIDENT": resident, "COUNT_BOUND": bound, "COUNT_CHUNK": bound // 2}
     with ExitStack() as stack:
+        stack.enter_context(table(numbers, processors))
         for owner, name, value in patches:
             stack.enter_context(mock.patch.object(owner, name, value))
-        triton_plan.recall.cache_clear()
         triton_launch._scratches.__dict__.clear()
         yield emulator
 

@@ -7,6 +7,7 @@ And hypothesis' profile "thorough", which draws 2,000 calls a backend, other one
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,17 @@ import pytest
 from hypothesis import settings
 
 settings.register_profile("thorough", max_examples=2000, print_blob=True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _collected_once() -> Iterator[None]:
+    """Thousands of tests and what they import stay: no garbage collection has to walk them.
+
+    A benchmark collects before each measurement.
+    """
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

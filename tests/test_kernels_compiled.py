@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import triton.language as tl
-from _calls import SPACE, every_option, pairs, pairwise, samples
+from _calls import MAIN, SPACE, every_option, pairs, pairwise, samples
 from _variants import known, names, option_pairs
 
 from fused_loss.bench.ahead import GFX942, SM_90, Code, Compiler, variant
@@ -27,19 +27,6 @@ from fused_loss.kernels.triton_math import PEELED
 from fused_loss.kernels.triton_pieces import ENDS
 from fused_loss.kernels.triton_scale import scale_kernel
 
-SMALL = {
-    **SPACE,
-    "z_dtype": ("f32", "bf16"),
-    "r_dtype": ("f32", "f16"),
-    "targets": ("int64", "soft"),
-    "class_weight": ("", "like"),
-    "ignore_index": (-100,),
-    "grads": ("rz", ""),
-    "r_layout": ("columns", "strided"),
-    "layout": ("rows", "spatial"),
-    "classes": (3, 1000, 32000),
-    "samples": ("few", "many"),
-}
 FULL = FULLEST._replace(samples="few")
 FEW_AND_COUNTED = Call(classes=32000, r_layout="wide", element_weight="full")  # three launches
 PARTS = 16
@@ -168,7 +155,7 @@ def in_the_sweep(calls: Iterable[Call]) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    "call", [*pairwise(SMALL), *regimes(), *in_the_sweep(pairwise(SPACE))], ids=name
+    "call", [*pairwise(MAIN), *regimes(), *in_the_sweep(pairwise(SPACE))], ids=name
 )
 def test_compiles_for_hopper(compiler: Compiler, call: Call) -> None:
     check(call, compiled(compiler, call))
@@ -259,7 +246,7 @@ def check_bits(code: Code, pointer: str, kind: str, bits: int) -> None:
         Call(classes=10),
         FULL,
         FEW_AND_COUNTED._replace(reduction="none"),
-        *in_the_sweep(pairwise(SMALL)),
+        *in_the_sweep(pairwise(MAIN)),
     ],
     ids=name,
 )

@@ -11,12 +11,16 @@ from _asserts import (
     error,
     expected,
     fused,
+    launches,
     numpy,
     ulp,
 )
 from _cases import BF16, F16, F32, F64, PLACES, Case, Problem
+from _tables import table
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from fused_loss.kernels.triton_math import PEELED
 
 pytestmark = pytest.mark.parametrize(("backend", "device"), PLACES)
 
@@ -54,17 +58,18 @@ class Draws:
     def __init__(self, draw):
         self.draw = draw
         self.random = torch.Generator().manual_seed(draw(st.integers(0, 1 << 20)))
+        self.orders = self.of(ORDERS, ["rows"])
 
     def of(self, *values):
         return self.draw(st.sampled_from(values))
 
     def normal(self, shape, dtype, spread=1.0):
         x = torch.randn(shape, generator=self.random, dtype=F64) * spread
-        return arranged(x.to(dtype), self.of(*ORDERS))
+        return arranged(x.to(dtype), self.of(*self.orders))
 
     def uniform(self, shape, dtype):
         x = torch.rand(shape, generator=self.random, dtype=F64)
-        return arranged(x.to(dtype), self.of(*ORDERS))
+        return arranged(x.to(dtype), self.of(*self.orders))
 
     def where(self, shape, *shares):
         """True for about that share of the elements."""
@@ -77,7 +82,9 @@ class Draws:
     def weights(self, shape):
         """Eighths, exact in every dtype; at times 0, and at times expanded to the whole shape."""
         eighths = torch.randint(0, 25, self.spread(shape), generator=self.random) / 8
-        weight = arranged(eighths.to(self.draw(DTYPES)), self.of(*ORDERS)) * self.of(0, 1, 1, 1)
+        weight = arranged(eighths.to(self.draw(DTYPES)), self.of(*self.orders)) * self.of(
+            0, 1, 1, 1
+        )
         return weight.expand(shape) if self.of(True, False) else weight
 
     def number(self, *values):
@@ -96,12 +103,11 @@ class Draws:
 
 
 @st.composite
-def problems(draw):
+def problems(draw, fewest=1, classes=7, dimensions=2):
     """Any call: small tensors, every option, values from a seed; and whether some are special."""
     of = Draws(draw)
-    n, c = draw(st.integers(1, 4)), draw(st.integers(1, 7))
-    spatial = draw(st.lists(st.integers(1, 3), max_size=2))
-    features = draw(st.lists(st.integers(1, 3), max_size=2))
+    n, c = draw(st.integers(1, 4)), draw(st.integers(fewest, classes))
+    spatial, features = (draw(st.lists(st.integers(1, 3), max_size=dimensions)) for _ in range(2))
     r_dtype, z_dtype = draw(DTYPES), draw(DTYPES)
     loss_dtype = F64 if F64 in (r_dtype, z_dtype) else F32
     r, y = (of.normal((n, *features), r_dtype) for _ in range(2))
@@ -117,7 +123,7 @@ def problems(draw):
         keywords["class_weight"] = keywords["class_weight"].expand(c)
     if of.of(True, False):
         shape = of.of((c,), of.spread(z.shape))
-        keywords["class_mask"] = arranged(of.where(shape, 0.3, 0.7, 0.95), of.of(*ORDERS))
+        keywords["class_mask"] = arranged(of.where(shape, 0.3, 0.7, 0.95), of.of(*of.orders))
     if of.of(True, False):
         keywords["regression_weight"] = of.weights(r.shape)
     if of.of(True, False):
@@ -131,7 +137,7 @@ def problems(draw):
     else:
         ignored = keywords["ignore_index"] = of.of(-100, 0, c - 1)
         t = torch.randint(0, c, positions, generator=of.random)
-        t = arranged(t.masked_fill(of.where(t.shape, 0.0, 0.4, 1.0), ignored), of.of(*ORDERS))
+        t = arranged(t.masked_fill(of.where(t.shape, 0.0, 0.4, 1.0), ignored), of.of(*of.orders))
     if of.of(True, False):
         y[of.where(y.shape, 0.3, 1.0)] = float("nan")
     special = of.of(False, False, False, True)
@@ -167,7 +173,7 @@ def searched(backend, few, many):
 
 
 def test_any_call_is_right(backend, device):
-    @searched(backend, 60, 200)
+    @searched(backend, 40, 200)
     @given(problems())
     def holds(drawn):
         problem, special = drawn
@@ -182,6 +188,47 @@ def test_any_call_is_right(backend, device):
                 assert_matches(problem, reference, composed(problem))
 
     holds()
+
+
+TABLE = {
+    "TILE": 32, "WIDE": 1, "STRIDED_TILE": 64, "STRIDED_BLOCK": 32, "BLOCK_MAX": 64,
+    "STREAM_BLOCK": 32, "SPLIT_FROM": 25, "SPLIT_BLOCK": 16, "SPLIT_MOST": 4,
+    "_registers": lambda values, itemsize: (1, 1),
+}  # fmt: skip
+
+
+@pytest.fixture
+def shrunken():
+    """A launch table in which rows of 25 classes are split, odd ones of 33 and all of 65 long.
+
+    Blocks are the same for every dtype: the fewer columns they have, the more roundings a sum.
+    """
+    with table(TABLE, processors=4):
+        yield
+
+
+def test_any_call_with_long_rows_is_right(shrunken, backend, device):
+    """Of Triton's kept, in blocks, peeled, in slices."""
+    kinds = set()
+
+    @searched(backend, 15, 40)
+    @given(problems(17, 100, 1))
+    def holds(drawn):
+        problem, special = drawn
+        problem = moved(problem, device)
+        with launches() as log:
+            actual = fused(problem, backend)
+        for arguments in log.arguments:
+            kinds.update((name, arguments.get(name)) for name in ("SPLIT", "ONE_BLOCK", "UNIT"))
+        if special:
+            assert_as_reference(problem, actual)
+        else:
+            assert_matches(problem, actual, fused(problem, "reference"))
+
+    holds()
+    if backend == "triton":
+        long = {("ONE_BLOCK", False), ("UNIT", PEELED.value), ("SPLIT", 4)}
+        assert kinds >= long | {("ONE_BLOCK", True), ("UNIT", 1), ("SPLIT", 0)}
 
 
 def assert_equal_results(problem, one, other):

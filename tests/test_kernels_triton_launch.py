@@ -20,17 +20,15 @@ from _cases import (
     pairwise,
 )
 from _special_rows import SPECIAL_ROWS
+from _tables import table
 from triton.language import constexpr
 
 import fused_loss
 from fused_loss import combined_loss, cross_entropy
 from fused_loss.kernels import (
     triton_counts,
-    triton_grid,
     triton_launch,
-    triton_plan,
     triton_reduce,
-    triton_scaling,
     triton_table,
 )
 
@@ -50,28 +48,13 @@ def shrunken(monkeypatch):
 
     On a GPU the figures are legal too, if slow; but there a kernel's constants cannot change.
     """
-    for name, value in TABLE.items():
-        monkeypatch.setattr(triton_table, name, value)
-        for module in (triton_plan, triton_scaling):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, value)
-    for module in (triton_grid, triton_plan):
-        monkeypatch.setattr(module, "processors", lambda device: 1)
     if INTERPRETED:
         for name in ("COUNT_BLOCK", "PARTIAL_BLOCK"):
             for module in (triton_counts, triton_reduce):
                 if hasattr(module, name):
                     monkeypatch.setattr(module, name, constexpr(2))
-    forget()
-    yield
-    forget()
-
-
-def forget():
-    """What was worked out with the launch table as it was."""
-    triton_table.tile.cache_clear()
-    triton_plan.recall.cache_clear()
-    triton_scaling.recall.cache_clear()
+    with table(TABLE, processors=1):
+        yield
 
 
 OPTIONS = (REDUCTIONS, LAYOUTS, TARGETS, (False, True), (0.0, 0.25), WEIGHTINGS, ("one", "other"))

@@ -6,10 +6,10 @@ import pytest
 import torch
 from _asserts import assert_matches, fused, launches, poisoned_memory
 from _cases import BF16, EVERY_OPTION, F16, F32, F64, TRITON_PLACES, Case
+from _tables import table
 
 import fused_loss
 from fused_loss import combined_loss
-from fused_loss.kernels import triton_grid, triton_plan, triton_table
 from fused_loss.kernels.triton_math import PEELED
 
 pytestmark = pytest.mark.parametrize(("backend", "device"), TRITON_PLACES)
@@ -22,20 +22,10 @@ TABLE = {
 
 
 @pytest.fixture
-def shrunken(monkeypatch):
+def shrunken():
     """A launch table in which rows of 43 classes are long."""
-    for name, value in TABLE.items():
-        monkeypatch.setattr(triton_table, name, value)
-    monkeypatch.setattr(triton_plan, "SPLIT_MOST", TABLE["SPLIT_MOST"])
-    forget()
-    yield
-    forget()
-
-
-def forget():
-    triton_table.tile.cache_clear()
-    triton_table.slices.cache_clear()
-    triton_plan.recall.cache_clear()
+    with table(TABLE, processors=1):
+        yield
 
 
 def case_of(**changes) -> Case:
@@ -79,11 +69,9 @@ CASES = {
         if not (split and name in ALONE)
     ],
 )
-def test_wherever_a_row_begins(name, split, shrunken, monkeypatch, backend, device):
-    for module in (triton_grid, triton_plan):
-        monkeypatch.setattr(module, "processors", lambda device: 16 if split else 2)
+def test_wherever_a_row_begins(name, split, shrunken, backend, device):
     problem = CASES[name].problem(device)
-    with launches() as log:
+    with table(TABLE, processors=16 if split else 2), launches() as log:
         assert peeled(problem, backend)
     assert ("slices_kernel" in log.kernels) == split
 

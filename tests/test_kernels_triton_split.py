@@ -26,10 +26,11 @@ from _cases import (
     pairwise,
 )
 from _special_rows import SPECIAL_ROWS
+from _tables import table
 
 import fused_loss
 from fused_loss import combined_loss, cross_entropy
-from fused_loss.kernels import triton_grid, triton_launch, triton_plan, triton_table
+from fused_loss.kernels import triton_launch, triton_table
 
 SHAPES = {"C": ((5,), (11,)), "NC": ((3, 3), (3, 12))}  # the first is peeled: 11 is odd
 # Three slices of a row: two whole ones, and one that is shorter or as long.
@@ -38,24 +39,11 @@ PLACES = pytest.mark.parametrize(("backend", "device"), TRITON_PLACES)
 KERNELS = ["slices_kernel", "reduce_kernel"]
 
 
-def clear():
-    triton_table.tile.cache_clear()
-    triton_table.slices.cache_clear()
-    triton_plan.recall.cache_clear()
-
-
 @pytest.fixture
-def shrunken(monkeypatch):
+def shrunken():
     """A launch table that splits little rows."""
-    for name, value in TABLE.items():
-        monkeypatch.setattr(triton_table, name, value)
-        if hasattr(triton_plan, name):
-            monkeypatch.setattr(triton_plan, name, value)
-    for module in (triton_grid, triton_plan):
-        monkeypatch.setattr(module, "processors", lambda device: 16)
-    clear()
-    yield
-    clear()
+    with table(TABLE, processors=16):
+        yield
 
 
 SPLIT_FACTORS = FACTORS | {
@@ -249,8 +237,6 @@ def test_every_split_is_whole():
     assert triton_table.slices(65536, False, 1, 4, 1, 132) is None
 
 
-def test_it_can_be_turned_off(monkeypatch):
-    clear()
-    monkeypatch.setattr(triton_table, "SPLIT", False)
-    assert triton_table.slices(65536, True, 1, 4, 1, 132) is None
-    clear()
+def test_it_can_be_turned_off():
+    with table({"SPLIT": False}, processors=132):
+        assert triton_table.slices(65536, True, 1, 4, 1, 132) is None
