@@ -161,10 +161,11 @@ class Heads:
         }
 
     def _unit(self) -> int:
-        """What divides C and the distance of rows, up to 8: their alignment is a vector's then.
+        """What divides C and the distance of rows, up to 16: their alignment is a vector's then.
 
-        Triton compiles a variant for a multiple of 16 by itself, of every argument: 1 here. A long
-        row that is not aligned so is peeled, if all that has its shape is aligned as it is.
+        1 where the classes of a row are apart in memory. Of 16 Triton knows by itself.
+
+        A long row that is not aligned so is peeled, if all that has its shape is aligned as it is.
         """
         if self.z.tensor is None or self.z.stride_c != 1:
             return 1
@@ -177,7 +178,7 @@ class Heads:
         long = self.tile.rows == 1 and not self.tile.one_block
         if common * self.z.tensor.itemsize < 16 and long and alike:
             return PEELED.value
-        return common % 16 or 1
+        return common
 
     def options(self) -> dict[str, Any]:
         """What every kernel that reads targets is told of them."""

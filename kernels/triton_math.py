@@ -93,10 +93,28 @@ def rounded(x, ptr):
 @triton.jit
 def multiple_of(x, UNIT: tl.constexpr):
     """x, which is a multiple of UNIT, 1 to 8, as the compiler learns; of 16 it knows by itself."""
-    if UNIT <= 1:
+    if (UNIT <= 1) or (UNIT == 16):
         return x
     else:
         return x // UNIT * UNIT
+
+
+@triton.jit
+def tiles_of(n, SIZE: tl.constexpr):
+    """⌈n / SIZE⌉ of n > 0. What `tl.cdiv` adds first would overflow just below 2^31."""
+    return (n - 1) // SIZE + 1
+
+
+@triton.jit
+def narrowed(p, tile, S):
+    """int64 p in the dtype of its tile's number, which holds all that count.
+
+    Where S is not known to be 1: a division by it costs a fifth in 32 bits.
+    """
+    if INTERPRETED or isinstance(S, int):
+        return p
+    else:
+        return p.to(tile.dtype)
 
 
 @triton.jit
@@ -118,7 +136,8 @@ def offset_of(x, p, S, UNIT: tl.constexpr):
 
     The strides n and s are multiples of UNIT.
     """
-    return (p // S) * multiple_of(x[1], UNIT) + (p % S) * multiple_of(x[3], UNIT)
+    n, s = (p // S).to(tl.int64), (p % S).to(tl.int64)
+    return n * multiple_of(x[1], UNIT) + s * multiple_of(x[3], UNIT)
 
 
 @triton.jit

@@ -228,6 +228,7 @@ def rewrite_piece(
     HAS_WEIGHT: tl.constexpr,
     HAS_MASK: tl.constexpr,
     SMOOTH: tl.constexpr,
+    UNIT: tl.constexpr,
     ACC: tl.constexpr,
 ):
     """Read the piece c once more, and write its gradient."""
@@ -237,7 +238,7 @@ def rewrite_piece(
     )
     write_piece(
         g_row, g_stride_c, c, mask, possible, exp(x - shift[:, None]), q, labelled, at, at_label,
-        over, scale, even, SOFT, HAS_MASK, SMOOTH,
+        over, scale, even, SOFT, HAS_MASK, SMOOTH, UNIT,
     )  # fmt: skip
 
 
@@ -275,12 +276,12 @@ def write_classes(
         rewrite_piece(
             rows, steps, g_row, g_stride_c, w_ptr, c, c < last, inside, labelled,
             is_at(label, start, BLOCK_C), at_label, shift, over, scale, keep, even,
-            SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH, ACC,
+            SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH, UNIT, ACC,
         )  # fmt: skip
     if UNIT == PEELED:
         c_ends, there = ends_of(C, head, first)
         rewrite_piece(
             rows, steps, g_row, g_stride_c, w_ptr, c_ends, there, inside, labelled,
             c_ends == label[:, None], at_label, shift, over, scale, keep, even,
-            SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH, ACC,
+            SOFT, HAS_WEIGHT, HAS_MASK, SMOOTH, UNIT, ACC,
         )  # fmt: skip

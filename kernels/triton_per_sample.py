@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from fused_loss.kernels.triton_counts import count_labels
-from fused_loss.kernels.triton_math import element_of, head_weights
+from fused_loss.kernels.triton_math import element_of, head_weights, tiles_of
 from fused_loss.kernels.triton_tiles import error_tile, row_tile
 
 
@@ -104,7 +104,7 @@ def per_sample_kernel(
     class_mask = (class_mask_ptr, class_mask_stride_n, class_mask_stride_c, class_mask_stride_s)
     position_weight = (position_weight_ptr, position_weight_stride_n, 0, position_weight_stride_s)
     reg, cls = head_weights(weights_ptr, weights_stride, w_reg, w_cls, WEIGHTS, tl.float64)
-    for group in range(tl.program_id(0), tl.cdiv(samples, SAMPLES), tl.num_programs(0)):
+    for group in range(tl.program_id(0), tiles_of(samples, SAMPLES), tl.num_programs(0)):
         n = tl.full([], group, tl.int64) * SAMPLES + tl.arange(0, SAMPLES)  # (SAMPLES,)
         inside = n < samples
         upstream = tl.full([SAMPLES], 1.0, tl.float64)

@@ -149,10 +149,12 @@ def write_piece(
     SOFT: tl.constexpr,
     HAS_MASK: tl.constexpr,
     SMOOTH: tl.constexpr,
+    UNIT: tl.constexpr,
 ):
     """The gradient; 0 where the row has no label, whatever there is.
 
     Two stores, of which a row takes one: to choose an element at a time takes more instructions.
+    Not so where a row's own mask would part what a vector holds, or there are no vectors.
     """
     d = e * over[:, None]
     if SOFT:
@@ -165,5 +167,8 @@ def write_piece(
         d = tl.where(possible, d, 0.0)
     to = g_row[:, None] + c * g_stride_c
     labelled = labelled[:, None]
-    tl.store(to, rounded(d, g_row), mask=mask & labelled)
-    tl.store(to, tl.zeros_like(d).to(g_row.dtype.element_ty), mask=mask & ~labelled)
+    if UNIT == 1 and d.shape[0] > 1:
+        tl.store(to, rounded(tl.where(labelled, d, 0.0), g_row), mask=mask)
+    else:
+        tl.store(to, rounded(d, g_row), mask=mask & labelled)
+        tl.store(to, tl.zeros_like(d).to(g_row.dtype.element_ty), mask=mask & ~labelled)

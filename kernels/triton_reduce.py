@@ -32,7 +32,7 @@ from fused_loss.kernels.triton_counts import (
     last_to_arrive,
     sum_partials,
 )
-from fused_loss.kernels.triton_math import head_weights, mean_of
+from fused_loss.kernels.triton_math import head_weights, mean_of, narrowed, tiles_of
 from fused_loss.kernels.triton_split import slice_tile
 from fused_loss.kernels.triton_tiles import error_tile, row_tile
 
@@ -167,13 +167,14 @@ def reduce_kernel(
             else:
                 losses = tl.zeros([ROWS], tl.float64)
                 row_shares = tl.zeros([ROWS], tl.float64)
-                for tile in tl.range(pid, tl.cdiv(positions, ROWS), n_cls, num_stages=STAGES):
+                for tile in tl.range(pid, tiles_of(positions, ROWS), n_cls, num_stages=STAGES):
                     p = tl.full([], tile, tl.int64) * ROWS + tl.arange(0, ROWS)
                     tile_losses, tile_shares = row_tile(
-                        z, t, z_grad, class_mask, position_weight, class_weight_ptr, p,
-                        p < positions, tl.full([ROWS], 1.0, tl.float64) * z_scale, S, C,
-                        ignore_index, smoothing, SOFT, HAS_WEIGHT, HAS_MASK, HAS_POSITION_WEIGHT,
-                        SMOOTH, GRAD_Z, INPLACE, ONE_BLOCK, UNIT, BLOCK_C, ACC,
+                        z, t, z_grad, class_mask, position_weight, class_weight_ptr,
+                        narrowed(p, tile, S), p < positions,
+                        tl.full([ROWS], 1.0, tl.float64) * z_scale, S, C, ignore_index, smoothing,
+                        SOFT, HAS_WEIGHT, HAS_MASK, HAS_POSITION_WEIGHT, SMOOTH, GRAD_Z, INPLACE,
+                        ONE_BLOCK, UNIT, BLOCK_C, ACC,
                     )  # fmt: skip
                     losses += tile_losses
                     row_shares += tile_shares

@@ -7,7 +7,7 @@ leaves at once and moves no memory; otherwise it reads and writes each gradient 
 import triton
 import triton.language as tl
 
-from fused_loss.kernels.triton_math import rounded
+from fused_loss.kernels.triton_math import rounded, tiles_of
 
 
 @triton.jit
@@ -15,7 +15,7 @@ def scale_one(
     from_ptr, to_ptr, elements, factor, first, step, BLOCK: tl.constexpr, ACC: tl.constexpr
 ):
     """to = from · factor, tiles first, first + step, ..."""
-    for tile in range(first, tl.cdiv(elements, BLOCK), step):
+    for tile in range(first, tiles_of(elements, BLOCK), step):
         i = tl.full([], tile, tl.int64) * BLOCK + tl.arange(0, BLOCK)
         g = tl.load(from_ptr + i, mask=i < elements, other=0.0).to(ACC)
         tl.store(to_ptr + i, rounded(g * factor, to_ptr), mask=i < elements)

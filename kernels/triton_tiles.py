@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 
 from fused_loss.kernels.triton_math import (
+    VECTOR,
     divide,
     element_of,
     multiple_of,
@@ -71,7 +72,7 @@ def row_tile(
     GRAD: tl.constexpr,
     INPLACE: tl.constexpr,  # g is z
     ONE_BLOCK: tl.constexpr,
-    UNIT: tl.constexpr,  # a power of two that divides C and the strides n and s, or PEELED
+    UNIT: tl.constexpr,  # 1 to 16, divides C and the strides n and s of adjacent classes; or PEELED
     BLOCK_C: tl.constexpr,
     ACC: tl.constexpr,
 ):
@@ -80,7 +81,8 @@ def row_tile(
     The share of a row is what it adds to the denominator of "mean": `class_weight[t]`, or 1, times
     the weight of the position.
     """
-    SHARED: tl.constexpr = (p.shape[0] > 1) and (BLOCK_C > UNIT)  # several threads share a row
+    # Several threads share a row, each with a vector of it.
+    SHARED: tl.constexpr = (p.shape[0] > 1) and (BLOCK_C > min(UNIT, VECTOR))
     C = multiple_of(C, UNIT)
     head = before_body(z, p, S, UNIT)
     z_row, g_row = row_of(z, p, S, UNIT, head), row_of(g, p, S, UNIT, head)  # (ROWS,)
@@ -157,7 +159,7 @@ def row_tile(
         if ONE_BLOCK:
             write_piece(
                 g_row, g[2], c, mask, possible, e, q, labelled, is_at(label, 0, BLOCK_C), at_label,
-                over, scale, even, SOFT, HAS_MASK, SMOOTH,
+                over, scale, even, SOFT, HAS_MASK, SMOOTH, UNIT,
             )  # fmt: skip
         else:
             write_classes(

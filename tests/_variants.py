@@ -16,7 +16,7 @@ import triton.language as tl
 from fused_loss.bench.ahead import Variant
 from fused_loss.kernels import triton_table
 
-UNITS = (0, 1, 2, 4, 8)
+UNITS = (0, 1, 2, 4, 8, 16)
 DRAWS = 6000  # combinations, to see which pairs of values exist
 _SWITCH = (False, True)
 _KINDS = ("number", "tensor", "own", "counted")

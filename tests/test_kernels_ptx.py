@@ -85,6 +85,10 @@ MORE = {  # each kernel is a second to compile
     "10 classes, spatial": Call(
         Case(targets="soft", shapes=((2, 3), (2, 10, 5)), dtypes=(BF16, BF16)), REDUCED + SCALED
     ),
+    "19 classes, spatial, in vectors": Call(
+        Case(targets="hard-100", shapes=((2, 3), (2, 19, 64)), dtypes=(BF16, BF16)),
+        REDUCED + SCALED,
+    ),
     "16 classes, padded": Call(
         rows(5, 16, BF16, missing="some"), REDUCED + SCALED, laid=padded
     ),

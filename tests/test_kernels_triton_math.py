@@ -7,7 +7,7 @@ import triton.language as tl
 from _cases import BF16, F16, F32, F64, TRITON_PLACES
 
 from fused_loss.kernels import triton_math
-from fused_loss.kernels.triton_math import ratio, rounded, row_sums
+from fused_loss.kernels.triton_math import ratio, rounded, row_sums, tiles_of
 
 pytestmark = pytest.mark.parametrize(("backend", "device"), TRITON_PLACES)
 
@@ -29,6 +29,11 @@ def sum_kernel(x_ptr, y_ptr, C, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
 def ratio_kernel(a_ptr, b_ptr, q_ptr, BLOCK: tl.constexpr, ACC: tl.constexpr):
     i = tl.arange(0, BLOCK)
     tl.store(q_ptr + i, ratio(tl.load(a_ptr + i), tl.load(b_ptr + i), ACC))
+
+
+@triton.jit
+def tiles_kernel(y_ptr, n, SIZE: tl.constexpr):
+    tl.store(y_ptr, tiles_of(n, SIZE))
 
 
 @triton.jit
@@ -86,3 +91,11 @@ def test_a_quotient_is_float64_s_but_for_the_last_bits(reciprocal, backend, devi
     for kind, bound in ((tl.float32, 2.0**-44), (tl.float64, 0.0)):
         ratio_kernel[(1,)](a, b, found, 1024, kind)
         assert ((found - a / b).abs() <= bound * (a / b).abs()).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 4096, 4097, (1 << 31) - 4096, (1 << 31) - 1, 1 << 31, 1 << 40])
+@pytest.mark.parametrize("size", [1, 4096])
+def test_so_many_tiles_hold_any_number_of_elements(n, size, backend, device):
+    y = torch.zeros((), dtype=torch.int64, device=device)
+    tiles_kernel[(1,)](y, n, size)
+    assert y == -(-n // size)
