@@ -10,8 +10,8 @@ LEGEND = """\
 **Compiled, not run.** No GPU was there, and no time is in this table. It shows what the compiler
 made of the kernels that the launch table picks on a GPU of 132 multiprocessors, for a training step
 (or a forward pass alone, "no gradient") of the combined loss: 131,072 samples and 16 regression
-outputs a sample; "regression-heavy" 256 of them; "few rows" 100 samples; "one row" is logits (C,).
-Counting and scaling kernels are left out.
+outputs a sample; "regression-heavy" 256 of them; "dense" is logits (N, C, 8, 8); "few rows" 100
+samples; "one row" is logits (C,). Counting and scaling kernels are left out.
 
 - *tile*: rows × columns of logits that a program holds at a time, by so many warps.
 - *registers* a thread, and *spilled* bytes a thread: stack and local memory. In parentheses what
