@@ -34,7 +34,7 @@ def count_labels(
     ACC: tl.constexpr,
 ):
     """L over the positions of [first, last); without weights their number."""
-    total = tl.zeros([BLOCK], ACC)
+    total = tl.zeros([BLOCK], tl.float64 if HAS_WEIGHT or HAS_POSITION_WEIGHT else ACC)
     for start in range(first, last, BLOCK):
         p = start + tl.arange(0, BLOCK).to(tl.int64)
         labelled = p < last
@@ -66,7 +66,7 @@ def count_elements(
     ACC: tl.constexpr,
 ):
     """M over the elements of [first, last)."""
-    total = tl.zeros([BLOCK], ACC)
+    total = tl.zeros([BLOCK], tl.float64 if HAS_ELEMENT_WEIGHT else ACC)
     for start in range(first, last, BLOCK):
         i = start + tl.arange(0, BLOCK).to(tl.int64)
         present = i < last

@@ -101,8 +101,8 @@ def multiple_of(x, UNIT: tl.constexpr):
 
 @triton.jit
 def tiles_of(n, SIZE: tl.constexpr):
-    """⌈n / SIZE⌉ of n > 0. What `tl.cdiv` adds first would overflow just below 2^31."""
-    return (n - 1) // SIZE + 1
+    """⌈n / SIZE⌉. What `tl.cdiv` adds first would overflow just below 2^31."""
+    return n // SIZE + (n % SIZE != 0)
 
 
 @triton.jit

@@ -195,10 +195,7 @@ def reduce_kernel(
                 r_scale /= M
                 if (R_DENOMINATOR == "own") or (R_DENOMINATOR == "counted"):
                     r_scale = tl.where(M == 0.0, 0.0, r_scale)
-            if HAS_ELEMENT_WEIGHT:
-                errors = tl.zeros([BLOCK_M], tl.float64)
-            else:
-                errors = tl.zeros([BLOCK_M], ACC)
+            errors = tl.zeros([BLOCK_M], ACC)
             error_shares = tl.zeros([BLOCK_M], ACC)
             whole = elements // BLOCK_M  # tiles without a mask, which move vectors, then the rest
             first = pid - n_cls
@@ -209,18 +206,26 @@ def reduce_kernel(
                     r, y, r_grad, element_weight, i, tl.full([BLOCK_M], True, tl.int1), D,
                     r_scale, HAS_ELEMENT_WEIGHT, IGNORE_NAN, FLAT, GRAD_R, ACC,
                 )  # fmt: skip
-                errors += tile_errors
-                error_shares += tile_shares
+                if HAS_ELEMENT_WEIGHT:  # in float64, of which registers hold no tile
+                    value += tl.sum(tile_errors, 0)
+                    shares += tl.sum(tile_shares.to(tl.float64), 0)
+                else:
+                    errors += tile_errors
+                    error_shares += tile_shares
             if (elements % BLOCK_M != 0) & (first == whole % step):
                 i = tl.full([], whole, tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
                 tile_errors, tile_shares = error_tile(
                     r, y, r_grad, element_weight, i, i < elements, D, r_scale,
                     HAS_ELEMENT_WEIGHT, IGNORE_NAN, FLAT, GRAD_R, ACC,
                 )  # fmt: skip
-                errors += tile_errors
-                error_shares += tile_shares
-            value = tl.sum(errors.to(tl.float64), 0)
-            shares = tl.sum(error_shares.to(tl.float64), 0)
+                if HAS_ELEMENT_WEIGHT:  # in float64, of which registers hold no tile
+                    value += tl.sum(tile_errors, 0)
+                    shares += tl.sum(tile_shares.to(tl.float64), 0)
+                else:
+                    errors += tile_errors
+                    error_shares += tile_shares
+            value += tl.sum(errors.to(tl.float64), 0)
+            shares += tl.sum(error_shares.to(tl.float64), 0)
 
     if not DEFERRED:
         tl.store(partials_ptr + pid, value)

@@ -22,7 +22,6 @@ import triton
 import triton.language as tl
 
 from fused_loss.kernels.triton_math import (
-    VECTOR,
     divide,
     element_of,
     multiple_of,
@@ -81,8 +80,10 @@ def row_tile(
     The share of a row is what it adds to the denominator of "mean": `class_weight[t]`, or 1, times
     the weight of the position.
     """
-    # Several threads share a row, each with a vector of it.
-    SHARED: tl.constexpr = (p.shape[0] > 1) and (BLOCK_C > min(UNIT, VECTOR))
+    # Whether several threads share a row: one has 16 bytes of it, or UNIT classes.
+    SHARED: tl.constexpr = (p.shape[0] > 1) and (
+        BLOCK_C > min(UNIT, 128 // z[0].dtype.element_ty.primitive_bitwidth)
+    )
     C = multiple_of(C, UNIT)
     head = before_body(z, p, S, UNIT)
     z_row, g_row = row_of(z, p, S, UNIT, head), row_of(g, p, S, UNIT, head)  # (ROWS,)

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
-from _ptx_memory import Actor, Array, Memory, Misuse, Region, demand
+from _ptx_memory import Actor, Apart, Array, Memory, Misuse, Region, demand
 from _ptx_operands import LANES, SHARED, Mask
 from _ptx_parse import Code, Register
 from _ptx_steps import decoded
@@ -148,14 +148,25 @@ class Program:
             threads = batches.pop()
             self.batch = int(threads.argmax())
             going = {self.place: threads}  # by the next instruction
+            apart: dict[int, tuple[Array, Apart]] = {}  # who wait there for the rest of their warps
             while going:
                 first = min(going)
                 threads = going.pop(first)
-                stop = self._straight(first, threads)
+                try:
+                    stop = self._straight(first, threads)
+                except Apart as lacking:
+                    if lacking.place in apart:
+                        going[lacking.place] = threads | apart.pop(lacking.place)[0]
+                    else:
+                        apart[lacking.place] = threads, lacking
+                    continue
                 for at_barrier, place, those in self._control(stop, threads):
                     if those.any():
                         there = waiting if at_barrier else going
                         there[place] = there.get(place, False) | those
+            if apart:
+                place, (_, lacking) = apart.popitem()
+                raise self._fault(place, lacking.what, lacking.thread)
                 yield
 
     def _batches(self, place: int) -> list[Array]:
@@ -175,6 +186,9 @@ class Program:
             with np.errstate(all="ignore"):
                 for place in range(first, stop):
                     steps[place](self, mask)
+        except Apart as lacking:
+            lacking.place = place
+            raise
         except Misuse as misuse:
             raise self._fault(place, misuse.what, misuse.thread) from None
         return stop

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from _ptx_memory import Array, demand
+from _ptx_memory import Apart, Array, demand
 from _ptx_operands import LANES, SHARED, Mask, Step, addresses, each, put, reader
 from _ptx_parse import Immediate, Operand
 
@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from _ptx_machine import Program
 
 
-def _all_there(needed: Array, program: Program, mask: Mask) -> None:
-    """Each active thread meets with a thread of its warp."""
+def _whole_warps(program: Program, mask: Mask) -> None:
+    """All threads of a warp are there, or none, as an instruction of the whole warp wants."""
     if mask is not None:
-        active = program.active(mask)
-        demand(mask[needed[active]], "meets a thread that is not there", active)
+        warps = mask.reshape(-1, LANES)
+        apart = warps.any(1) & ~warps.all(1)
+        if apart.any():
+            missing = int(np.flatnonzero(apart.repeat(LANES) & ~mask)[0])
+            raise Apart("its warp acts as one, and it is not there", missing)
 
 
 def shuffle(opcode: str, to: Operand, source: Operand, by: Operand, *rest: Operand) -> Step:
@@ -35,7 +38,7 @@ def shuffle(opcode: str, to: Operand, source: Operand, by: Operand, *rest: Opera
         partner = (
             program.threads - lanes + of_lane(lanes, number(program, mask).astype(int)) % LANES
         )
-        _all_there(partner, program, mask)
+        _whole_warps(program, mask)
         put(program, to, np.broadcast_to(read(program, mask), program.count)[partner], mask)
 
     return step
@@ -145,13 +148,13 @@ class _Matrices:
 
     def places(self, program: Program, mask: Mask) -> Array:
         """Offsets in shared memory, (2 · number, active threads)."""
+        _whole_warps(program, mask)
         active, found = program.active(mask), []
         rows = np.broadcast_to(self.read(program, mask), program.count)
         for matrix, half in np.ndindex(self.number, 2):
             row, column = program.threads % LANES // 4, 2 * (program.threads % 4) + half
             row, column = (column, row) if self.turned else (row, column)
             holder = program.threads // LANES * LANES + 8 * matrix + row
-            _all_there(holder, program, mask)
             start = rows[holder].astype(int) - SHARED
             demand(start[active] % 16 == 0, "misaligned: a row of 16 bytes", active)
             found.append((start + 2 * column)[active])

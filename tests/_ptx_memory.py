@@ -29,6 +29,12 @@ class Misuse(AssertionError):
         self.what, self.thread = what, thread
 
 
+class Apart(Misuse):
+    """A warp acts as one, and not all of its threads have come: it waits while others may."""
+
+    place = -1  # of the instruction
+
+
 def demand(right: Array, what: str, threads: Array) -> None:
     """Raise for the first thread, of those that `threads` names, for which it is not so."""
     if not right.all():

@@ -62,6 +62,7 @@ CALLS = {
         COUNTED + REDUCED + SCALED,
         {"bound": 50},
     ),
+    "10 classes": Call(rows(133, 10, BF16, targets="hard-100"), REDUCED + SCALED),
     "1000 classes, in place": Call(
         rows(5, 1000, BF16, targets="hard-100", inplace=True), REDUCED + SCALED
     ),

@@ -193,8 +193,17 @@ def test_threads_exchange_values() -> None:
     assert kept(bfly, threads=64) == [i ^ 5 for i in range(64)]
     assert kept(idx, threads=64) == 32 * [5] + 32 * [37]
     alone = "setp.ne.b32 %p1, %r0, 5; mov.b32 %r1, 0; @%p1 "
-    with pytest.raises(Misuse, match="thread 0: meets a thread that is not there"):
-        kept(alone + bfly)
+    for exchange in (bfly, idx):
+        with pytest.raises(Misuse, match="thread 5: its warp acts as one, and it is not there"):
+            kept(alone + exchange)
+
+
+def test_a_warp_waits_for_threads_that_come_by_another_way() -> None:
+    """The compiler may put a slow path behind the place where both ways meet."""
+    slow = "setp.eq.b32 %p1, %r0, 5; mov.b32 %r2, %r0; @%p1 bra $slow;"
+    meet = "shfl.sync.idx.b32 %r1, %r2, 5, 31, -1; bra $end;"
+    body = f"{slow}\n$meet: {meet}\n$slow: mov.b32 %r2, 77; bra $meet;\n$end:"
+    assert kept(body) == 32 * [77]
 
 
 def test_a_predicate_keeps_a_vector_load_from_threads() -> None:

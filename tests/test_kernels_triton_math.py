@@ -93,7 +93,9 @@ def test_a_quotient_is_float64_s_but_for_the_last_bits(reciprocal, backend, devi
         assert ((found - a / b).abs() <= bound * (a / b).abs()).all()
 
 
-@pytest.mark.parametrize("n", [1, 2, 4096, 4097, (1 << 31) - 4096, (1 << 31) - 1, 1 << 31, 1 << 40])
+@pytest.mark.parametrize(
+    "n", [0, 1, 2, 4096, 4097, (1 << 31) - 4096, (1 << 31) - 1, 1 << 31, 1 << 40]
+)
 @pytest.mark.parametrize("size", [1, 4096])
 def test_so_many_tiles_hold_any_number_of_elements(n, size, backend, device):
     y = torch.zeros((), dtype=torch.int64, device=device)
