@@ -12,8 +12,7 @@ import triton
 
 TILE = 2048  # elements of logits a program holds: 16 a thread at 4 warps
 WIDE = 1024  # of them at least: 8 a thread, 16 bytes of a 16-bit type
-STRIDED_TILE = 1024  # the same where classes are not adjacent in memory: an address an element
-STRIDED_BLOCK = 64  # and the columns of its blocks
+STRIDED_BLOCK = 64  # columns a block where classes are not adjacent in memory
 MOST_ROWS = 128  # of a tile: one a thread, since each holds a dozen addresses and sums
 BLOCK_MAX = 16384  # columns of float32 that are kept in registers, at 16 warps
 PIPELINED_FROM = 2048  # columns of a row from which the next one is read ahead, by cp.async
@@ -79,7 +78,7 @@ def tile(classes: int, adjacent: bool, values: int, itemsize: int) -> Tile:
         longest //= 2
     block = triton.next_power_of_2(classes)
     block_c = block if block <= longest else min(longest, STREAM_BLOCK // room)
-    held = (TILE if adjacent else STRIDED_TILE) // room
+    held = TILE // room
     if adjacent and itemsize == 4:
         held = max(held, WIDE)
     rows = min(MOST_ROWS, max(1, held // block_c))

@@ -191,7 +191,7 @@ def test_any_call_is_right(backend, device):
 
 
 TABLE = {
-    "TILE": 32, "WIDE": 1, "STRIDED_TILE": 64, "STRIDED_BLOCK": 32, "BLOCK_MAX": 64,
+    "TILE": 32, "WIDE": 1, "STRIDED_BLOCK": 32, "BLOCK_MAX": 64,
     "STREAM_BLOCK": 32, "SPLIT_FROM": 25, "SPLIT_BLOCK": 16, "SPLIT_MOST": 4,
     "_registers": lambda values, itemsize: (1, 1),
 }  # fmt: skip

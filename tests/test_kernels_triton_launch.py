@@ -37,7 +37,7 @@ pytestmark = pytest.mark.parametrize(("backend", "device"), TRITON_PLACES)
 # The first is peeled: 11 is odd.
 LONG = {"C": ((5,), (11,)), "NC": ((3, 3), (3, 12)), "NCd": ((2, 5), (2, 11, 3))}
 TABLE = {
-    "TILE": 8, "WIDE": 1, "STRIDED_TILE": 8, "STRIDED_BLOCK": 4, "BLOCK_MAX": 8, "STREAM_BLOCK": 4,
+    "TILE": 8, "WIDE": 1, "STRIDED_BLOCK": 4, "BLOCK_MAX": 8, "STREAM_BLOCK": 4,
     "BLOCK_M": 4, "COUNT_BOUND": 2, "COUNT_CHUNK": 2,
 }  # fmt: skip
 
