@@ -109,7 +109,7 @@ def tiles_of(n, SIZE: tl.constexpr):
 def narrowed(p, tile, S):
     """int64 p in the dtype of its tile's number, which holds all that count.
 
-    Where S is not known to be 1: a division by it costs a fifth in 32 bits.
+    Where S is not known to be 1: in 64 bits a division by it is a call.
     """
     if INTERPRETED or isinstance(S, int):
         return p
