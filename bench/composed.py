@@ -111,7 +111,7 @@ def _masked_cross_entropies(z: Tensor, t: Tensor, options: dict[str, Any]) -> Te
         q = q * options["class_weight"].view(-1, *[1] * (z.dim() - 1 - axis))
     nowhere = ~mask.any(axis, keepdim=True)
     log_p = z.masked_fill(~mask, -torch.inf).masked_fill(nowhere, 0.0).log_softmax(axis)
-    log_p = log_p.masked_fill(~mask, -torch.inf).masked_fill(q == 0, 0.0)
+    log_p = log_p.masked_fill(nowhere, -torch.inf).masked_fill(q == 0, 0.0)
     return -(q * log_p).sum(axis)
 
 

@@ -33,6 +33,18 @@ def test_what_is_masked_is_as_if_it_were_not_there():
     torch.testing.assert_close(ce, F.cross_entropy(z[:, :2].double(), t))
 
 
+def test_mass_on_an_impossible_class_is_as_on_a_logit_of_minus_infinity():
+    r, z, y, t = batch(soft=True)
+    mask = torch.tensor([True, True, False])
+    masked = z.masked_fill(~mask, -torch.inf).requires_grad_()
+    expected = F.cross_entropy(masked, t)
+    _, _, ce = composed(r, z.requires_grad_(), y, t, torch.float32, class_mask=mask)
+    assert ce == expected == torch.inf
+    found, wanted = (torch.autograd.grad(x, y)[0] for x, y in ((ce, z), (expected, masked)))
+    torch.testing.assert_close(found[:, mask], wanted[:, mask])
+    assert not found[:, ~mask].any()
+
+
 def test_everything_is_computed_in_the_dtype():
     r, z, y, t = batch(soft=True)
     parts = composed(r.half(), z.bfloat16(), y.half(), t, F64, alpha=torch.tensor(0.5))
