@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from triton.language import constexpr
 
-from fused_loss.kernels.triton_math import element_of, row_of
+from fused_loss.kernels.triton_math import element_of, narrowed, place_of, row_of
 
 COUNT_BLOCK = constexpr(1024)
 PARTIAL_BLOCK = constexpr(1024)
@@ -23,7 +23,7 @@ def count_labels(
     position_weight,
     w_ptr,  # (C,) class weights
     first,
-    last,  # positions [first, last)
+    last,  # positions [first, last), in a dtype that holds all
     S,
     C,
     ignore_index,
@@ -38,6 +38,7 @@ def count_labels(
     for start in range(first, last, BLOCK):
         p = start + tl.arange(0, BLOCK).to(tl.int64)
         labelled = p < last
+        p = narrowed(p, last, S)
         share = labelled.to(ACC)
         if not SOFT:
             label = tl.load(row_of(t, p, S), mask=labelled, other=0).to(tl.int64)
@@ -57,7 +58,7 @@ def count_elements(
     y,
     weight,
     first,
-    last,  # elements [first, last)
+    last,  # elements [first, last), in a dtype that holds all
     D,
     HAS_ELEMENT_WEIGHT: tl.constexpr,
     IGNORE_NAN: tl.constexpr,
@@ -70,11 +71,12 @@ def count_elements(
     for start in range(first, last, BLOCK):
         i = start + tl.arange(0, BLOCK).to(tl.int64)
         present = i < last
+        n, d = place_of(i, last, D, FLAT)
         if IGNORE_NAN:
-            target = tl.load(element_of(y, i, D, FLAT), mask=present, other=0.0).to(ACC)
+            target = tl.load(element_of(y, n, d, FLAT), mask=present, other=0.0).to(ACC)
             present = present & (target == target)
         if HAS_ELEMENT_WEIGHT:
-            at = element_of(weight, i, D, FLAT)
+            at = element_of(weight, n, d, FLAT)
             total += tl.load(at, mask=present, other=0.0).to(ACC)
         else:
             total += present.to(ACC)
@@ -146,20 +148,21 @@ def count_kernel(
     if COUNT_Z:
         if pid < n_cls:
             first = pid.to(tl.int64) * chunk
+            last = narrowed(tl.minimum(first + chunk, positions), positions, S)
             count = count_labels(
                 (t_ptr, t_stride_n, 0, t_stride_s),
                 (position_weight_ptr, position_weight_stride_n, 0, position_weight_stride_s),
-                class_weight_ptr, first, tl.minimum(first + chunk, positions), S, C, ignore_index,
+                class_weight_ptr, first, last, S, C, ignore_index,
                 SOFT, HAS_WEIGHT, HAS_POSITION_WEIGHT, COUNT_BLOCK, ACC,
             )  # fmt: skip
     if COUNT_R:
         if pid >= n_cls:
             first = (pid - n_cls).to(tl.int64) * chunk
+            last = narrowed(tl.minimum(first + chunk, elements), elements, D)
             count = count_elements(
                 (y_ptr, y_stride_n, y_stride_d),
                 (element_weight_ptr, element_weight_stride_n, element_weight_stride_d),
-                first, tl.minimum(first + chunk, elements), D,
-                HAS_ELEMENT_WEIGHT, IGNORE_NAN, FLAT, COUNT_BLOCK, ACC,
+                first, last, D, HAS_ELEMENT_WEIGHT, IGNORE_NAN, FLAT, COUNT_BLOCK, ACC,
             )  # fmt: skip
     tl.store(partials_ptr + pid, count)
     if last_to_arrive(ticket_ptr):

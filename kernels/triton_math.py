@@ -106,15 +106,15 @@ def tiles_of(n, SIZE: tl.constexpr):
 
 
 @triton.jit
-def narrowed(p, tile, S):
-    """int64 p in the dtype of its tile's number, which holds all that count.
+def narrowed(p, count, S):
+    """int64 p < count in the dtype of count, before it is divided by S: in 64 bits that is a call.
 
-    Where S is not known to be 1: in 64 bits a division by it is a call.
+    Where S is known to be 1 p stays as it is.
     """
     if INTERPRETED or isinstance(S, int):
         return p
     else:
-        return p.to(tile.dtype)
+        return p.to(count.dtype)
 
 
 @triton.jit
@@ -153,12 +153,22 @@ def row_of(x, p, S, UNIT: tl.constexpr = 1, head=0):
 
 
 @triton.jit
-def element_of(x, i, D, FLAT: tl.constexpr):
-    """The addresses of elements i = n·D + d; x is (pointer, stride n, stride d)."""
+def place_of(i, count, D, FLAT: tl.constexpr):
+    """(n, d) of int64 elements i = n·D + d < count; where all is contiguous (0, i) says as much."""
     if FLAT:
-        return x[0] + i
+        return 0, i
     else:
-        return x[0] + (i // D) * x[1] + (i % D) * x[2]
+        i = narrowed(i, count, D)
+        return (i // D).to(tl.int64), (i % D).to(tl.int64)
+
+
+@triton.jit
+def element_of(x, n, d, FLAT: tl.constexpr):
+    """The addresses of elements (n, d) of `place_of`; x is (pointer, stride n, stride d)."""
+    if FLAT:
+        return x[0] + d
+    else:
+        return x[0] + n * x[1] + d * x[2]
 
 
 @triton.jit

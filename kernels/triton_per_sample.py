@@ -16,7 +16,13 @@ import triton
 import triton.language as tl
 
 from fused_loss.kernels.triton_counts import count_labels
-from fused_loss.kernels.triton_math import element_of, head_weights, tiles_of
+from fused_loss.kernels.triton_math import (
+    element_of,
+    head_weights,
+    narrowed,
+    place_of,
+    tiles_of,
+)
 from fused_loss.kernels.triton_tiles import error_tile, row_tile
 
 
@@ -37,6 +43,7 @@ def per_sample_kernel(
     class_mask_ptr,
     position_weight_ptr,
     samples,  # N: n, or n·S where each position is a sample
+    positions,  # n·S
     D,
     r_stride_n,
     r_stride_d,
@@ -109,27 +116,30 @@ def per_sample_kernel(
         inside = n < samples
         upstream = tl.full([SAMPLES], 1.0, tl.float64)
         if DEFERRED:
-            step = (n // grad_output_inner) * grad_output_stride_n
-            step += (n % grad_output_inner) * grad_output_stride_s
-            upstream = tl.load(grad_output_ptr + step, mask=inside, other=0.0).to(tl.float64)
+            grad_output = (grad_output_ptr, grad_output_stride_n, grad_output_stride_s)
+            i, j = place_of(n, samples, grad_output_inner, False)
+            upstream = tl.load(element_of(grad_output, i, j, False), mask=inside, other=0.0)
+            upstream = upstream.to(tl.float64)
         ce = tl.zeros([SAMPLES], tl.float64)
         mse = tl.zeros([SAMPLES], tl.float64)
 
         if HAS_CLASSIFICATION:
             if ONE_POSITION:
                 ce, _ce_share = row_tile(
-                    z, t, z_grad, class_mask, position_weight, class_weight_ptr, n, inside,
-                    cls * upstream, S, C, ignore_index, smoothing,
+                    z, t, z_grad, class_mask, position_weight, class_weight_ptr,
+                    narrowed(n, positions, S), inside, cls * upstream, S, C, ignore_index,
+                    smoothing,
                     SOFT, HAS_WEIGHT, HAS_MASK, HAS_POSITION_WEIGHT, SMOOTH, GRAD_Z, INPLACE,
                     ONE_BLOCK, UNIT, BLOCK_C, ACC,
                 )  # fmt: skip
             else:
                 first = tl.full([], group, tl.int64) * S
+                last = narrowed(first + S, positions, S)
                 if SOFT:
                     labels = tl.full([], S, tl.float64)
                 else:
                     labels = count_labels(
-                        t, position_weight, class_weight_ptr, first, first + S, S, C, ignore_index,
+                        t, position_weight, class_weight_ptr, first, last, S, C, ignore_index,
                         SOFT, False, False, 1024, ACC,
                     )  # fmt: skip
                 labels = tl.maximum(labels, 1.0)
@@ -138,8 +148,9 @@ def per_sample_kernel(
                 for start in range(0, S, ROWS):
                     s = start + tl.arange(0, ROWS)
                     tile_losses, _tile_shares = row_tile(
-                        z, t, z_grad, class_mask, position_weight, class_weight_ptr, first + s,
-                        s < S, scale + tl.zeros([ROWS], tl.float64), S, C, ignore_index, smoothing,
+                        z, t, z_grad, class_mask, position_weight, class_weight_ptr,
+                        narrowed(first + s, positions, S), s < S,
+                        scale + tl.zeros([ROWS], tl.float64), S, C, ignore_index, smoothing,
                         SOFT, HAS_WEIGHT, HAS_MASK, HAS_POSITION_WEIGHT, SMOOTH, GRAD_Z, INPLACE,
                         ONE_BLOCK, UNIT, BLOCK_C, ACC,
                     )  # fmt: skip
@@ -152,7 +163,7 @@ def per_sample_kernel(
                 columns = tl.zeros([SAMPLES], ACC)
                 for start in range(0, D, BLOCK_D):
                     d = start + tl.arange(0, BLOCK_D)[None, :].to(tl.int64)
-                    at = element_of(y, n[:, None] * D + d, D, False)
+                    at = element_of(y, n[:, None], d, False)
                     mask = inside[:, None] & (d < D)
                     target = tl.load(at, mask=mask, other=float("nan")).to(ACC)
                     columns += tl.sum((target == target).to(ACC), 1)
@@ -162,7 +173,7 @@ def per_sample_kernel(
                 d = start + tl.arange(0, BLOCK_D)[None, :].to(tl.int64)
                 mask = inside[:, None] & (d < D)
                 squared, _present = error_tile(
-                    r, y, r_grad, element_weight, n[:, None] * D + d, mask, D, scale[:, None],
+                    r, y, r_grad, element_weight, n[:, None], d, mask, scale[:, None],
                     HAS_ELEMENT_WEIGHT, IGNORE_NAN, False, GRAD_R, ACC,
                 )  # fmt: skip
                 mse += tl.sum(squared, 1)

@@ -333,6 +333,7 @@ def _per_sample(
         heads.tile.warps,
         **arguments,
         samples=heads.samples(),
+        positions=heads.positions,
         grad_output_inner=seen.columns,
         grad_output_stride_n=seen.stride_n,
         grad_output_stride_s=seen.stride_d,

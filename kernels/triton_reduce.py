@@ -32,9 +32,57 @@ from fused_loss.kernels.triton_counts import (
     last_to_arrive,
     sum_partials,
 )
-from fused_loss.kernels.triton_math import head_weights, mean_of, narrowed, tiles_of
+from fused_loss.kernels.triton_math import (
+    head_weights,
+    mean_of,
+    narrowed,
+    place_of,
+    tiles_of,
+)
 from fused_loss.kernels.triton_split import slice_tile
 from fused_loss.kernels.triton_tiles import error_tile, row_tile
+
+
+@triton.jit
+def add_errors(
+    value,  # float64: weighted errors
+    shares,
+    errors,  # (BLOCK_M,): errors without weights
+    error_shares,
+    r,
+    y,
+    r_grad,
+    element_weight,
+    tile,
+    elements,
+    D,
+    scale,
+    WHOLE: tl.constexpr,  # the tile has no mask, and moves vectors
+    HAS_ELEMENT_WEIGHT: tl.constexpr,
+    IGNORE_NAN: tl.constexpr,
+    FLAT: tl.constexpr,
+    GRAD: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """The first four, each plus what a tile of BLOCK_M elements of the regression head has of it.
+
+    With weights its sum is in float64, of which registers hold no tile.
+    """
+    BLOCK_M: tl.constexpr = errors.shape[0]
+    i = tl.full([], tile, tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    mask = tl.full([BLOCK_M], True, tl.int1) if WHOLE else i < elements
+    n, d = place_of(i, elements, D, FLAT)
+    tile_errors, tile_shares = error_tile(
+        r, y, r_grad, element_weight, n, d, mask, scale,
+        HAS_ELEMENT_WEIGHT, IGNORE_NAN, FLAT, GRAD, ACC,
+    )  # fmt: skip
+    if HAS_ELEMENT_WEIGHT:
+        value += tl.sum(tile_errors, 0)
+        shares += tl.sum(tile_shares.to(tl.float64), 0)
+    else:
+        errors += tile_errors
+        error_shares += tile_shares
+    return value, shares, errors, error_shares
 
 
 @triton.jit
@@ -171,7 +219,7 @@ def reduce_kernel(
                     p = tl.full([], tile, tl.int64) * ROWS + tl.arange(0, ROWS)
                     tile_losses, tile_shares = row_tile(
                         z, t, z_grad, class_mask, position_weight, class_weight_ptr,
-                        narrowed(p, tile, S), p < positions,
+                        narrowed(p, positions, S), p < positions,
                         tl.full([ROWS], 1.0, tl.float64) * z_scale, S, C, ignore_index, smoothing,
                         SOFT, HAS_WEIGHT, HAS_MASK, HAS_POSITION_WEIGHT, SMOOTH, GRAD_Z, INPLACE,
                         ONE_BLOCK, UNIT, BLOCK_C, ACC,
@@ -201,29 +249,15 @@ def reduce_kernel(
             first = pid - n_cls
             step = programs - n_cls
             for tile in range(first, whole, step):
-                i = tl.full([], tile, tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-                tile_errors, tile_shares = error_tile(
-                    r, y, r_grad, element_weight, i, tl.full([BLOCK_M], True, tl.int1), D,
-                    r_scale, HAS_ELEMENT_WEIGHT, IGNORE_NAN, FLAT, GRAD_R, ACC,
+                value, shares, errors, error_shares = add_errors(
+                    value, shares, errors, error_shares, r, y, r_grad, element_weight, tile,
+                    elements, D, r_scale, True, HAS_ELEMENT_WEIGHT, IGNORE_NAN, FLAT, GRAD_R, ACC,
                 )  # fmt: skip
-                if HAS_ELEMENT_WEIGHT:  # in float64, of which registers hold no tile
-                    value += tl.sum(tile_errors, 0)
-                    shares += tl.sum(tile_shares.to(tl.float64), 0)
-                else:
-                    errors += tile_errors
-                    error_shares += tile_shares
             if (elements % BLOCK_M != 0) & (first == whole % step):
-                i = tl.full([], whole, tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-                tile_errors, tile_shares = error_tile(
-                    r, y, r_grad, element_weight, i, i < elements, D, r_scale,
-                    HAS_ELEMENT_WEIGHT, IGNORE_NAN, FLAT, GRAD_R, ACC,
+                value, shares, errors, error_shares = add_errors(
+                    value, shares, errors, error_shares, r, y, r_grad, element_weight, whole,
+                    elements, D, r_scale, False, HAS_ELEMENT_WEIGHT, IGNORE_NAN, FLAT, GRAD_R, ACC,
                 )  # fmt: skip
-                if HAS_ELEMENT_WEIGHT:  # in float64, of which registers hold no tile
-                    value += tl.sum(tile_errors, 0)
-                    shares += tl.sum(tile_shares.to(tl.float64), 0)
-                else:
-                    errors += tile_errors
-                    error_shares += tile_shares
             value += tl.sum(errors.to(tl.float64), 0)
             shares += tl.sum(error_shares.to(tl.float64), 0)
 

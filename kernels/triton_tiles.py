@@ -178,34 +178,34 @@ def error_tile(
     y,
     g,
     weight,
-    i,  # element indices n·D + d, int64, any shape
+    n,  # (n, d) of the elements, int64, which broadcast to the mask: see `place_of`
+    d,
     mask,
-    D,
-    scale,  # d(total loss) / d(a weighted squared error) in float64, broadcast to i
+    scale,  # d(total loss) / d(a weighted squared error) in float64, broadcast to the mask
     HAS_ELEMENT_WEIGHT: tl.constexpr,
     IGNORE_NAN: tl.constexpr,
     FLAT: tl.constexpr,  # all are contiguous: element i is at offset i
     GRAD: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """w·(r-y)² of the elements i of (N, D), their shares w, and scale·2·w·(r-y).
+    """w·(r-y)² of elements of (N, D), their shares w, and scale·2·w·(r-y).
 
     All are 0 outside the mask, and where a missing target is. With weights the products are in
     float64: each is one rounding more. Without, that would cost registers and tell nothing.
     """
-    target = tl.load(element_of(y, i, D, FLAT), mask=mask, other=0.0).to(ACC)
-    error = tl.load(element_of(r, i, D, FLAT), mask=mask, other=0.0).to(ACC) - target
+    target = tl.load(element_of(y, n, d, FLAT), mask=mask, other=0.0).to(ACC)
+    error = tl.load(element_of(r, n, d, FLAT), mask=mask, other=0.0).to(ACC) - target
     pulled, factor = error, 2.0 * scale
     present = mask
     if IGNORE_NAN:
         present = mask & (target == target)
     share = present.to(ACC)
     if HAS_ELEMENT_WEIGHT:
-        share = tl.load(element_of(weight, i, D, FLAT), mask=present, other=0.0).to(ACC)
+        share = tl.load(element_of(weight, n, d, FLAT), mask=present, other=0.0).to(ACC)
         pulled = error.to(tl.float64) * share
     else:
         factor = factor.to(ACC)
     if GRAD:
         pull = tl.where(present, pulled * factor, 0.0)
-        tl.store(element_of(g, i, D, FLAT), rounded(pull, g[0]), mask=mask)
+        tl.store(element_of(g, n, d, FLAT), rounded(pull, g[0]), mask=mask)
     return tl.where(present, pulled * error, 0.0), share

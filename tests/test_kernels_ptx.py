@@ -27,16 +27,18 @@ FEW_PROGRAMS = {"processors": 1, "resident": 4}  # so that each has several rows
 
 
 class Call(NamedTuple):
-    """A case, the kernels that it launches, the device, and how the logits lie in memory."""
+    """A case, the kernels that it launches, the device, and how tensors lie in memory."""
 
     case: Case
     kernels: list[str]
     device: dict[str, int] = {}  # noqa: RUF012
-    laid: Callable[[Tensor], Tensor] | None = None
+    laid: dict[str, Callable[[Tensor], Tensor]] = {}  # noqa: RUF012
 
     def problem(self) -> Problem:
         problem = self.case.problem()
-        return problem if self.laid is None else problem._replace(z=self.laid(problem.z))
+        return problem._replace(
+            **{name: laid(getattr(problem, name)) for name, laid in self.laid.items()}
+        )
 
 
 def rows(n: int, c: int, dtype: torch.dtype = F32, width: int = 3, **options: Any) -> Case:
@@ -61,6 +63,7 @@ CALLS = {
         replace(EVERY_OPTION, normalizers="", shapes=((60, 12), (60, 100))),
         COUNTED + REDUCED + SCALED,
         {"bound": 50},
+        {"r": padded},
     ),
     "10 classes": Call(rows(133, 10, BF16, targets="hard-100"), REDUCED + SCALED),
     "1000 classes, in place": Call(
@@ -73,8 +76,17 @@ CALLS = {
     "32000 classes, split": Call(
         rows(2, 32000, BF16, upstream="other"), SPLIT + SCALED, {"processors": 3}
     ),
-    "per sample, float64": Call(
-        rows(5, 33, F64, reduction="none", targets="hard-100", upstream="other"), SAMPLES + SAMPLES
+    "per sample, spatial, float64": Call(
+        Case(
+            reduction="none",
+            targets="hard-100",
+            missing="some",
+            upstream="other",
+            shapes=((3, 3), (3, 33, 2)),
+            dtypes=(F64, F64),
+        ),
+        SAMPLES + SAMPLES,
+        laid={"r": padded},
     ),
 }
 MORE = {  # each kernel is a second to compile
@@ -91,10 +103,10 @@ MORE = {  # each kernel is a second to compile
         REDUCED + SCALED,
     ),
     "16 classes, padded": Call(
-        rows(5, 16, BF16, missing="some"), REDUCED + SCALED, laid=padded
+        rows(5, 16, BF16, missing="some"), REDUCED + SCALED, laid={"z": padded}
     ),
     "20 classes, sum, masked, transposed": Call(
-        rows(5, 20, reduction="sum", mask="positions"), REDUCED + SCALED, laid=transposed
+        rows(5, 20, reduction="sum", mask="positions"), REDUCED + SCALED, laid={"z": transposed}
     ),
     "1024 classes, float16": Call(rows(3, 1024, F16, upstream="other"), REDUCED + REDUCED),
     "4096 classes, in place": Call(
