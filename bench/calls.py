@@ -146,11 +146,20 @@ class Call(NamedTuple):
 
     def _regression(self) -> tuple[Tensor, Tensor]:
         n, dtype = SAMPLES[self.samples], DTYPES[self.r_dtype]
-        columns = {"vector": (), "columns": (16,), "strided": (2 * 16,), "wide": (256,)}
+        wider = (2 * 16,)
+        columns = {
+            "vector": (),
+            "columns": (16,),
+            "wide": (256,),
+            "strided": wider,
+            "sliced": wider,
+        }
         shape = (n, *columns[self.r_layout])
         r, y = _empty(*shape, dtype=dtype), _empty(*shape, dtype=dtype)
         if self.r_layout == "strided":
             r, y = r[:, ::2], y[:, ::2]
+        elif self.r_layout == "sliced":  # as where one layer makes both heads
+            r, y = r[:, :16], y[:, :16]
         return r.requires_grad_("r" in self.grads), y
 
     def _classification(self) -> tuple[Tensor, Tensor]:

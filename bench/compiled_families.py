@@ -36,6 +36,7 @@ def families() -> list[Family]:
     soft = many._replace(targets="soft")
     shown = [("rows", many._replace(classes=classes)) for classes in LENGTHS]
     shown.append(("regression-heavy", regression))
+    shown.append(("sliced outputs", many._replace(classes=10, r_layout="sliced")))
     shown.append(("dense", many._replace(classes=19, layout="spatial")))
     shown += [("few rows", few._replace(classes=classes)) for classes in (32000, 262144)]
     shown.append(("one row", few._replace(classes=262144, layout="one")))

@@ -46,7 +46,7 @@ def regimes() -> list[Call]:
         *[smoothed._replace(z_dtype=z, r_dtype=z, classes=classes) for z, classes in full[1::2]],
         *[call._replace(classes=32000) for call in (Call(), FULL, smoothed)],
         *[split, split._replace(samples="many"), split._replace(grads=""), FEW_AND_COUNTED],
-        wide._replace(r_dtype="f16", r_layout="strided"),
+        Call(r_dtype="f16", classes=3, r_layout="sliced"),
         wide._replace(r_dtype="f64", z_dtype="f64", r_layout="strided"),
         FULL._replace(reduction="none", classes=3, z_dtype="bf16", r_layout="strided"),
     ]
@@ -90,7 +90,8 @@ def check(call: Call, codes: list[Code]) -> None:
         assert code.shared <= 99 << 10  # of a program on sm_86 and sm_89, which have least
         if call.vectors and code.kernel in TILED:
             check_widths(call, code)
-        if dict(code.variant).get("FLAT") and code.kernel == "reduce_kernel":
+        flat = dict(code.variant).get("FLAT") or call.r_layout == "sliced"
+        if flat and code.kernel == "reduce_kernel":
             check_regression_widths(call, code)
 
 
@@ -134,7 +135,10 @@ def check_widths(call: Call, code: Code) -> None:
 
 
 def check_regression_widths(call: Call, code: Code) -> None:
-    """Whole tiles of outputs, targets and gradient move 128 bits an access, for any N·D."""
+    """Whole tiles of outputs, targets and gradient move 128 bits an access, for any N·D.
+
+    Rows apart from each other too, of a multiple of 16 elements.
+    """
     options = dict(code.variant)
     share = options["BLOCK_M"] // (32 * options["warps"]) * DTYPES[call.r_dtype].itemsize
     for pointer in ("r_ptr", "y_ptr", *["r_grad_ptr"][: options["GRAD_R"]]):
