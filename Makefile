@@ -1,6 +1,7 @@
 # Every target builds .venv on first use and needs only Python >= 3.10 with venv.
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 PY := $(CURDIR)/$(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 PYTEST_ARGS ?=
@@ -20,10 +21,10 @@ help:
 	@echo "make gpu        tests and benchmarks on this machine's GPU, with the python3 on the PATH"
 
 # --no-compile: what is imported is compiled then. All of it beforehand is half of the time.
-$(INSTALLED): setup.py pyproject.toml constraints.txt
+$(INSTALLED): setup.py pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[all]'
+	$(PY) -m pip install --quiet --no-compile --disable-pip-version-check -c $(CONSTRAINTS) -e '.[all]'
 	@touch $@
 
 demo: $(INSTALLED)

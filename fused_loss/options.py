@@ -92,12 +92,13 @@ _known_spec = functools.lru_cache(maxsize=256, typed=True)(LossSpec)
 
 def _spec(*scalars: Any) -> LossSpec:
     """The spec of these fields, built and checked once for all calls that have them."""
+    if torch.compiler.is_compiling():  # it warns of a cache, and goes around it
+        return LossSpec(*scalars)
     try:
         hash(scalars)
     except TypeError:  # what is no scalar; the spec says which
         return LossSpec(*scalars)
-    # The compiler warns of a cache, and goes around it.
-    return (LossSpec if torch.compiler.is_compiling() else _known_spec)(*scalars)
+    return _known_spec(*scalars)
 
 
 def signed(indices: Tensor) -> Tensor:
@@ -123,6 +124,8 @@ def split_weights(
                     "call alpha.squeeze(), or pass a pair as loss_weights"
                 )
             return alpha, None
+        if isinstance(alpha, _DefaultAlpha):  # of which a compiled graph may make no float
+            return None, (0.5, 0.5)
         if not _is_number(alpha):
             raise TypeError(f"alpha must be a float or a 0-d tensor, got {type(alpha).__name__}")
         w_reg = _as_float("alpha", alpha)

@@ -33,10 +33,14 @@ def _legal(name: str, source: str) -> str:
     return name
 
 
-class _Choice(threading.local):
-    """The backend asked for, a thread."""
+_DEFAULT = _legal(os.environ.get("FUSED_LOSS_BACKEND") or "auto", "FUSED_LOSS_BACKEND")
 
-    name = _legal(os.environ.get("FUSED_LOSS_BACKEND") or "auto", "FUSED_LOSS_BACKEND")
+
+class _Choice(threading.local):
+    """The backend asked for, a thread; `torch.compile` may look into the class first."""
+
+    def __init__(self) -> None:
+        self.name = _DEFAULT
 
 
 _choice = _Choice()

@@ -4,6 +4,9 @@ A register is an array (threads,) of bits. Each thread has a place of its own in
 that stand apart, the ones furthest behind go on. `bar.sync` lets nobody pass before all are there.
 Programs one after another, or several at once by chance; the warps of a program abreast, or each
 alone from barrier to barrier, by chance too.
+
+What was not written may be moved and computed with, as compilers do for threads that take no part;
+what comes of it was not written either. It may be no address, no condition, and not stored.
 """
 
 from __future__ import annotations
@@ -102,6 +105,8 @@ class Program:
         ]
         self.known = bytearray(len(self.registers))  # whether all threads have written it
         self.written: dict[int, Array] = {}  # else which of them
+        # Of a step that computes: which threads have read what was not written; else None.
+        self.lacking: Array | None = None
         self.threads = np.arange(self.count)
         raw = np.zeros(launch.shared + -launch.shared % 16, "u1")
         self.shared = Region(raw, launch.shared, written=np.zeros(len(raw), bool), private=True)
@@ -113,9 +118,13 @@ class Program:
     # --- registers ---
 
     def get(self, register: Register, mask: Mask) -> Array:
-        if not self.known[register.slot]:
+        if self.known[register.slot]:
+            return self.registers[register.slot]
+        if self.lacking is None:
             active, told = self.active(mask), f"reads {register.name}, which was not written"
             demand(self.has(register)[active], told, active)
+        else:
+            self.lacking |= ~self.has(register)
         return self.registers[register.slot]
 
     def has(self, register: Register) -> Array:
@@ -126,6 +135,12 @@ class Program:
 
     def put(self, register: Register, value: Array, mask: Mask) -> None:
         slot = register.slot
+        if self.lacking is not None and self.lacking.any():
+            everyone = np.ones(self.count, bool) if mask is None else mask
+            np.copyto(self.registers[slot], value, where=everyone)
+            self.written[slot] = np.where(everyone, ~self.lacking, self.has(register))
+            self.known[slot] = int(self.written[slot].all())
+            return
         if mask is None:
             self.registers[slot][:] = value
             self.known[slot] = 1

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from _ptx_memory import Apart, Array, demand
-from _ptx_operands import LANES, SHARED, Mask, Step, addresses, each, put, reader
+from _ptx_operands import LANES, SHARED, Mask, Step, addresses, computing, each, put, reader
 from _ptx_parse import Immediate, Operand
 
 if TYPE_CHECKING:
@@ -39,9 +39,12 @@ def shuffle(opcode: str, to: Operand, source: Operand, by: Operand, *rest: Opera
             program.threads - lanes + of_lane(lanes, number(program, mask).astype(int)) % LANES
         )
         _whole_warps(program, mask)
-        put(program, to, np.broadcast_to(read(program, mask), program.count)[partner], mask)
+        value = np.broadcast_to(read(program, mask), program.count)[partner]
+        assert program.lacking is not None
+        program.lacking = program.lacking[partner]
+        put(program, to, value, mask)
 
-    return step
+    return computing(step)
 
 
 def atomic(opcode: str, to: Operand, target: Operand, source: Operand) -> Step:

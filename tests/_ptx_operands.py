@@ -50,6 +50,19 @@ def reader(operand: Operand, kind: str) -> Read:
     return lambda program, mask: program.get(operand, mask).astype(raw).view(dtype)
 
 
+def computing(step: Step) -> Step:
+    """A step whose result counts as written where all that it reads is."""
+
+    def compute(program: Program, mask: Mask) -> None:
+        program.lacking = np.zeros(program.count, bool)
+        try:
+            step(program, mask)
+        finally:
+            program.lacking = None
+
+    return compute
+
+
 def each(read: Read, program: Program, mask: Mask) -> Array:
     """An operand of each active thread."""
     return np.broadcast_to(read(program, mask), program.count)[program.active(mask)]

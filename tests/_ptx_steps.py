@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from _ptx_meeting import atomic, copy_ahead, load_matrix, shuffle, store_matrix
 from _ptx_memory import demand
-from _ptx_operands import Mask, Step, addresses, each, put, reader
+from _ptx_operands import Mask, Step, addresses, computing, each, put, reader
 from _ptx_ops import KINDS, UnknownOpcode, find
 from _ptx_parse import Address, Code, Immediate, Instruction, Operand, Register
 
@@ -74,13 +74,14 @@ def _value(opcode: str, to: Operand, *sources: Operand) -> Step:
         for register, part in zip(to, result, strict=True):
             put(program, register, part, mask)
 
-    return step
+    return computing(step)
 
 
 def _move(opcode: str, to: Operand, source: Operand) -> Step:
     """mov; from or to a vector it splits, or joins, the bits: the lowest first.
 
-    Beside a part that has been written there may be one that has not: the compiler pads so.
+    Beside a part that has been written there may be one that has not, and still the whole counts as
+    written: the compiler pads so.
     """
     _, kind = opcode.split(".")
     dtype = np.dtype(KINDS[kind])
@@ -89,17 +90,15 @@ def _move(opcode: str, to: Operand, source: Operand) -> Step:
         assert all(isinstance(part, Register) and part.bits == bits for part in source)
 
         def join(program: Program, mask: Mask) -> None:
-            active = program.active(mask)
-            there = np.any([program.has(part)[active] for part in source], 0)
-            demand(there, "packs what was not written", active)
+            program.lacking = ~np.any([program.has(part) for part in source], 0)
             values = [program.registers[part.slot].astype(dtype) for part in source]
             shifted = [value << dtype.type(bits * i) for i, value in enumerate(values)]
             put(program, to, np.bitwise_or.reduce(shifted), mask)
 
-        return join
+        return computing(join)
     read = reader(source, kind)
     if not isinstance(to, list):
-        return lambda program, mask: put(program, to, read(program, mask), mask)
+        return computing(lambda program, mask: put(program, to, read(program, mask), mask))
     width = int(kind[1:]) // len(to)
 
     def split(program: Program, mask: Mask) -> None:
@@ -108,7 +107,7 @@ def _move(opcode: str, to: Operand, source: Operand) -> Step:
             part = (whole >> dtype.type(width * i)).astype(f"u{width // 8}")
             put(program, register, part, mask)
 
-    return split
+    return computing(split)
 
 
 def _access(opcode: str) -> tuple[str, str, int]:

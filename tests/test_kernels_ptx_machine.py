@@ -1,59 +1,22 @@
-"""The emulator of PTX by hand: what instructions compute, and what may not be done to memory."""
+"""The emulator of PTX by hand: what instructions compute, and threads that meet."""
 
 from __future__ import annotations
 
-import random
 import re
 
 import numpy as np
 import pytest
 import torch
-from _ptx_machine import Launch, run, together
-from _ptx_memory import Memory, Misuse
+from _ptx_by_hand import launch
+from _ptx_machine import run
+from _ptx_memory import Misuse
 from _ptx_ops import KINDS, UnknownOpcode, find
-from _ptx_parse import parse
 from torch import Tensor
 
 INF, NAN, ONE = 0x7F800000, 0x7FC00000, 0x3F800000  # float32
 KILO = ONE + (1 << 11)  # 1 + 2^-12, whose square is 1 + 2^-11 + 2^-24
 DOUBLE = 0x3FF0000000000000  # 1.0
 A, B = DOUBLE + (1 << 26), DOUBLE + (1 << 25)  # 1 + 2^-26, 1 + 2^-27
-PTX = """
-.visible .entry hand(
-	.param .u64 .ptr .global .align 1 hand_param_0,
-	.param .u64 .ptr .global .align 1 hand_param_1
-)
-.reqntid THREADS
-{
-	.reg .pred 	%p<9>;
-	.reg .b16 	%rs<9>;
-	.reg .b32 	%r<9>;
-	.reg .b64 	%rd<9>;
-	ld.param.b64 	%rd0, [hand_param_0];
-	ld.param.b64 	%rd1, [hand_param_1];
-	mov.u32 	%r0, %tid.x;
-BODY
-	ret;
-}
-"""
-
-
-def launch(
-    body: str,
-    *tensors: Tensor,
-    threads: int = 32,
-    programs: int = 1,
-    shared: int = 1024,
-    empty: tuple[Tensor, ...] = (),
-) -> Launch:
-    """%rd0 and %rd1 are the tensors' addresses, %r0 the thread; `empty` nobody has written."""
-    text = PTX.replace("THREADS", str(threads)).replace("BODY", body)
-    written = {
-        x.untyped_storage().data_ptr(): np.zeros(x.untyped_storage().nbytes(), bool) for x in empty
-    }
-    memory = Memory(tensors, written)
-    addresses = [memory.address(x) for x in (*tensors, None, None)][:2]
-    return Launch(parse(text), addresses, programs, shared, memory)
 
 
 # --- values ---------------------------------------------------------------------------------------
@@ -256,95 +219,3 @@ def test_what_is_copied_ahead_is_waited_for(then: str, wrong: str) -> None:
             kept(body, source)
     else:
         assert kept(body, source) == 16 * [0] + [4 * i + 2 for i in range(16)]
-
-
-# --- misuse ---------------------------------------------------------------------------------------
-
-
-def check(wrong: str, body: str, *tensors: Tensor, thread: int | None = None, **how) -> None:
-    """A launch is wrong as told, where the first thread is, or is right."""
-    made = launch(body, *tensors, **how)
-    if not wrong:
-        run(made)
-        return
-    with pytest.raises(Misuse, match=wrong) as caught:
-        run(made)
-    assert str(caught.value).startswith("hand, program ")
-    assert thread is None or f"thread {thread}:" in str(caught.value)
-
-
-def test_an_access_stays_within_its_tensor() -> None:
-    body = "mad.wide.u32 %rd2, %r0, 4, %rd0; st.global.b32 [%rd2], %r0;"
-    check("", body, torch.zeros(32))
-    check("out of bounds", body, torch.zeros(31), thread=31)
-    check("out of bounds", body, torch.zeros(40)[:31], thread=31)
-    check("out of bounds", body, torch.zeros(40)[8:39], thread=31)
-    check("not of an argument", body, torch.zeros(8, 5)[:, :4], thread=4)
-    check("no memory", body)
-
-
-def test_a_vector_is_aligned_to_its_width() -> None:
-    body = "mad.wide.u32 %rd2, %r0, 16, %rd0; ld.global.v4.b32 {%r1, %r2, %r3, %r4}, [%rd2];"
-    check("", body, torch.zeros(140)[4:])
-    check("misaligned: 16 bytes", body, torch.zeros(140)[2:], thread=0)
-    check("misaligned: 8 bytes", "ld.global.b64 %rd2, [%rd0+4];", torch.zeros(4))
-
-
-def test_shared_memory_is_as_large_as_it_is() -> None:
-    body = "shl.b32 %r1, %r0, 2; mov.b32 %r2, global_smem; add.s32 %r1, %r1, %r2;"
-    body += "st.shared.b32 [%r1], %r0;"
-    check("", body, shared=128)
-    check("out of bounds", body, shared=124, thread=31)
-
-
-def test_nobody_reads_what_nobody_wrote() -> None:
-    check("reads %r1, which was not written", "add.s32 %r2, %r1, %r0;", thread=0)
-    branch = "setp.eq.b32 %p1, %r0, 7; @!%p1 mov.b32 %r1, 1; add.s32 %r2, %r1, 1;"
-    check("reads %r1, which was not written", branch, thread=7)
-    check("reads what nobody wrote", "ld.shared.b32 %r1, [global_smem+8];")
-    x = torch.zeros(4)
-    load, store = "ld.global.b32 %r1, [%rd0+8];", "st.global.b32 [%rd0+8], %r1;"
-    check("reads what nobody wrote", load, x, empty=(x,))
-    check("", "mov.b32 %r1, 0;" + store + load, x, empty=(x,))
-
-
-SWAP = """shl.b32 %r1, %r0, 2; mov.b32 %r2, global_smem; add.s32 %r1, %r1, %r2;
-    st.shared.b32 [%r1], %r0; bar.sync 0; xor.b32 %r3, %r1, 128; ld.shared.b32 %r4, [%r3];
-    bar.sync 0; st.shared.b32 [%r1], %r4;"""
-
-
-def test_two_warps_need_a_barrier_between_them() -> None:
-    check("", SWAP, threads=64)
-    check("reads what another thread writes", SWAP.replace("bar.sync 0;", "", 1), threads=64)
-    last = "".join(SWAP.rsplit("bar.sync 0;", 1))
-    check("writes what another thread reads", last, threads=64)
-    same = "mov.b32 %r1, 3; st.shared.b32 [global_smem], %r1;"
-    check("", same, threads=64)  # as threads that hold one element do
-    check("writes what another thread writes", same.replace("%r1;", "%r0;"), threads=64)
-
-
-def test_a_barrier_is_for_all() -> None:
-    body = "setp.lt.u32 %p1, %r0, 40; @!%p1 bra $on; bar.sync 0;\n$on: mov.b32 %r1, 0;"
-    check("a barrier that not every thread reaches", body, threads=64, thread=40)
-
-
-def test_programs_do_not_share_what_they_have_not_published() -> None:
-    """The last of two, which a ticket tells, reads what both have written."""
-    store = "mov.u32 %r1, %ctaid.x; st.global.b32 [%rd0], %r1;"
-    check("writes what another thread writes", store, torch.zeros(1), programs=2)
-    ticket = """mov.u32 %r1, %ctaid.x; mad.wide.u32 %rd2, %r1, 4, %rd0; st.global.b32 [%rd2], %r1;
-        mov.b32 %r2, 1; mov.b32 %r3, 0; setp.eq.b32 %p2, %r0, 0;
-        @%p2 atom.global.gpu.acq_rel.add.u32 %r3, [%rd1], %r2; setp.eq.b32 %p1, %r3, 1;
-        @%p1 ld.global.b32 %r4, [%rd0]; @%p1 ld.global.b32 %r4, [%rd0+4];"""
-    relaxed = ticket.replace("acq_rel", "relaxed")
-    for body, wrong in ((ticket, ""), (relaxed, "reads what another thread writes")):
-        check(wrong, body, torch.zeros(2), torch.zeros(1, dtype=torch.int32), programs=2)
-
-
-def test_programs_of_two_launches_take_turns() -> None:
-    """Each adds its number to its launch's own sum; at most two of a launch are under way."""
-    body = """mov.u32 %r1, %ctaid.x; setp.eq.b32 %p1, %r0, 0; bar.sync 0;
-        @%p1 atom.global.gpu.acq_rel.add.u32 %r2, [%rd0], %r1;"""
-    sums = torch.zeros(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
-    together([[launch(body, x, programs=5)] * 2 for x in sums], random.Random(0), most=2)
-    assert [x.item() for x in sums] == [20, 20]

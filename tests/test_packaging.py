@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterable
 from email.message import Message
 from pathlib import Path
 
@@ -118,17 +119,33 @@ def test_the_extras_and_their_union(metadata: Message):
     assert not {what for what in always if what.startswith(("triton", "onnx"))}
 
 
-def test_what_is_tested_is_pinned_and_in_range(metadata: Message):
+def by_name(lines: Iterable[str]) -> dict[str, list]:
+    """The versions that each requirement allows."""
     from packaging.requirements import Requirement
 
-    ranges: dict[str, list] = {}
-    for requirement in map(Requirement, metadata.get_all("Requires-Dist")):
-        ranges.setdefault(requirement.name.lower(), []).append(requirement.specifier)
-    pins = {}
-    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
-        if line.strip() and not line.startswith("#"):
-            pin = Requirement(line)
-            pins.setdefault(pin.name.lower(), []).append(pin.specifier)
+    found: dict[str, list] = {}
+    for requirement in map(Requirement, lines):
+        found.setdefault(requirement.name.lower(), []).append(requirement.specifier)
+    return found
+
+
+def pinned(file: str) -> dict[str, list]:
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+    return by_name(line for line in lines if line.strip() and not line.startswith("#"))
+
+
+def test_the_oldest_versions_are_the_lowest_that_are_allowed(metadata: Message):
+    ranges = by_name(metadata.get_all("Requires-Dist"))
+    pins = pinned("constraints-oldest.txt")
+    assert pins.keys() == {"torch", "triton"}
+    for name, ((pin,),) in pins.items():
+        for ((lowest,),) in zip(ranges[name], strict=True):
+            assert lowest.operator == ">="
+            assert pin.version == f"{lowest.version}.0"
+
+
+def test_what_is_tested_is_pinned_and_in_range(metadata: Message):
+    ranges, pins = by_name(metadata.get_all("Requires-Dist")), pinned("constraints.txt")
     assert ranges.keys() <= pins.keys()
     for name, specifiers in ranges.items():
         for pin in pins[name]:
