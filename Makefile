@@ -20,11 +20,10 @@ help:
 	@echo "make bench      time the loss against eager, torch.compile and a copy of the same bytes"
 	@echo "make gpu        tests and benchmarks on this machine's GPU, with the python3 on the PATH"
 
-# --no-compile: what is imported is compiled then. All of it beforehand is half of the time.
 $(INSTALLED): setup.py pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python >= 3.10 is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --no-compile --disable-pip-version-check -c $(CONSTRAINTS) -e '.[all]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[all]'
 	@touch $@
 
 demo: $(INSTALLED)

@@ -53,7 +53,7 @@ def matrix(tensor: Tensor) -> Matrix:
         return Matrix(tensor, 1, 1, 0, 0)
     if tensor.dim() == 1:
         return Matrix(tensor, tensor.shape[0], 1, tensor.stride(0), 0)
-    stride = _merged(tensor.shape[1:], tensor.stride()[1:])
+    stride = _merged(tensor.shape[1:], tensor.stride()[1:]) if tensor.numel() else 0
     if stride is None:
         return matrix(tensor.contiguous())
     columns = tensor.shape[1:].numel()
@@ -66,7 +66,7 @@ def rows(tensor: Tensor) -> Rows:
         return Rows(tensor, 1, tensor.shape[0], 1, 0, tensor.stride(0), 0)
     n, c, *spatial = tensor.shape
     stride_n, stride_c, *strides = tensor.stride()
-    stride = _merged(spatial, strides)
+    stride = _merged(spatial, strides) if tensor.numel() else 0
     if stride is None:
         return rows(tensor.contiguous())
     return Rows(tensor, n, c, torch.Size(spatial).numel(), stride_n, stride_c, stride)

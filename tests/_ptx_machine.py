@@ -6,7 +6,8 @@ Programs one after another, or several at once by chance; the warps of a program
 alone from barrier to barrier, by chance too.
 
 What was not written may be moved and computed with, as compilers do for threads that take no part;
-what comes of it was not written either. It may be no address, no condition, and not stored.
+what comes of it was not written either. It may be no address, lane or condition, and not stored.
+Half of what `mov` joins may be of it, and then goes for written: see `_ptx_steps`.
 """
 
 from __future__ import annotations

@@ -39,12 +39,16 @@ def shuffle(opcode: str, to: Operand, source: Operand, by: Operand, *rest: Opera
             program.threads - lanes + of_lane(lanes, number(program, mask).astype(int)) % LANES
         )
         _whole_warps(program, mask)
-        value = np.broadcast_to(read(program, mask), program.count)[partner]
-        assert program.lacking is not None
-        program.lacking = program.lacking[partner]
-        put(program, to, value, mask)
 
-    return computing(step)
+        def exchange(program: Program, mask: Mask) -> None:
+            value = np.broadcast_to(read(program, mask), program.count)[partner]
+            assert program.lacking is not None
+            program.lacking = program.lacking[partner]
+            put(program, to, value, mask)
+
+        computing(exchange)(program, mask)
+
+    return step
 
 
 def atomic(opcode: str, to: Operand, target: Operand, source: Operand) -> Step:

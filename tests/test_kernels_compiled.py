@@ -137,7 +137,7 @@ def check_widths(call: Call, code: Code) -> None:
 def check_regression_widths(call: Call, code: Code) -> None:
     """Whole tiles of outputs, targets and gradient move 128 bits an access, for any N·D.
 
-    Rows apart from each other too, of a multiple of 16 elements.
+    Rows apart from each other too, if D and their distance are multiples of 16.
     """
     options = dict(code.variant)
     share = options["BLOCK_M"] // (32 * options["warps"]) * DTYPES[call.r_dtype].itemsize

@@ -139,6 +139,23 @@ def test_rows_of_any_length_and_distance(
     assert_matches(problem, actual, fused(problem, "reference"))
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(("backend", "device"), PLACES)
+def test_no_samples_with_gaps(reduction, backend, device):
+    r = torch.zeros(0, 2, 4, device=device)[..., :3].requires_grad_()
+    z = torch.zeros(0, 3, 2, 4, device=device)[..., :3].requires_grad_()
+    t = torch.zeros(0, 2, 4, dtype=torch.int64, device=device)[..., :3]
+    weight = torch.zeros(0, 2, 4, device=device)[..., :3]
+    with fused_loss.backend(backend):
+        loss = fused_loss.combined_loss(
+            r, z, r.detach(), t, reduction=reduction, classification_weight=weight, empty="zero"
+        )
+    assert loss.shape == ((0,) if reduction == "none" else ())
+    assert not loss.any()
+    gradients = torch.autograd.grad(loss.sum(), (r, z))
+    assert [x.shape for x in gradients] == [r.shape, z.shape]
+
+
 @pytest.mark.parametrize(("backend", "device"), PLACES)
 def test_one_sample_of_predictions_that_lie_across(backend, device):
     """Logits (C,) under "none": all of r is one sample, and no single stride spans it."""

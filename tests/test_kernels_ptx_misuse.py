@@ -72,6 +72,11 @@ def test_nothing_comes_of_what_nobody_wrote(way: str) -> None:
     check("", body + "mov.b32 %r2, 0;" + store, torch.zeros(32))
 
 
+def test_a_lane_is_told_by_what_was_written() -> None:
+    body = "setp.eq.u32 %p1, %r0, 3; @!%p1 mov.b32 %r1, 1; shfl.sync.idx.b32 %r2, %r0, %r1, 31, -1;"
+    check("reads %r1, which was not written", body, thread=3)
+
+
 def test_nobody_reads_what_nobody_wrote() -> None:
     check("reads what nobody wrote", "ld.shared.b32 %r1, [global_smem+8];")
     x = torch.zeros(4)
