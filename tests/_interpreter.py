@@ -1,4 +1,4 @@
-"""Triton's interpreter, without most of the time that it spends on itself, and on any NumPy."""
+"""Triton's interpreter, without most of the time that it spends on itself."""
 
 from __future__ import annotations
 
@@ -15,11 +15,8 @@ def patch_the_language_once() -> None:
 
     The interpreter patches every function of `triton.language` when a kernel starts, and again at
     each call of a device function, to the same effect. That is most of its time.
-
-    Triton 3.6 takes the number out of an array of one element in a way that NumPy 2.4 refuses.
     """
     patch = interpreter._patch_lang
-    patch_tensor = interpreter._patch_lang_tensor
 
     def once(function: Any) -> Any:
         found = [x for x in function.__globals__.values() if x is tl or x is tl.core]
@@ -27,9 +24,4 @@ def patch_the_language_once() -> None:
             return patch(function)
         return interpreter._LangPatchScope()
 
-    def with_numbers(tensor: Any, scope: Any) -> None:
-        patch_tensor(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
-
     interpreter._patch_lang = once
-    interpreter._patch_lang_tensor = with_numbers
