@@ -146,15 +146,8 @@ class Call(NamedTuple):
 
     def _regression(self) -> tuple[Tensor, Tensor]:
         n, dtype = SAMPLES[self.samples], DTYPES[self.r_dtype]
-        wider = (2 * 16,)
-        columns = {
-            "vector": (),
-            "columns": (16,),
-            "wide": (256,),
-            "strided": wider,
-            "sliced": wider,
-        }
-        shape = (n, *columns[self.r_layout])
+        wide = {"vector": (), "columns": (16,), "wide": (256,), "strided": (32,), "sliced": (32,)}
+        shape = (n, *wide[self.r_layout])
         r, y = _empty(*shape, dtype=dtype), _empty(*shape, dtype=dtype)
         if self.r_layout == "strided":
             r, y = r[:, ::2], y[:, ::2]

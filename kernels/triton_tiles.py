@@ -56,7 +56,7 @@ def row_tile(
     class_mask,
     position_weight,
     w_ptr,  # (C,) class weights
-    p,  # (ROWS,) positions, int64
+    p,  # (ROWS,) positions, in a dtype that holds all: see `narrowed`
     inside,  # (ROWS,) bool: p < the number of positions
     scale,  # (ROWS,) d(total loss) / d(this row's weighted loss), in float64
     S,
