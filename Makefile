@@ -55,18 +55,27 @@ format: $(INSTALLED)
 bench: $(INSTALLED)
 	$(VENV)/bin/fused-loss bench
 
-# Nothing is installed: the python3 on the PATH must hold torch, triton, pytest, hypothesis, onnx,
-# rich. Tests and benchmark share GPU_SECONDS; a case is written as soon as it is measured. The
-# benchmark runs even where a test fails; the target fails with it.
+# Nothing is installed: the python3 on the PATH must hold torch, triton, pytest, pytest-xdist,
+# hypothesis, onnx, rich. What only a GPU can show is tested first and by few workers, since some of it
+# takes tens of gigabytes; then the rest, by one a core. Half of GPU_SECONDS after the start the tests are
+# interrupted, and say what has failed by then. The benchmark runs even so, in the time that is left: a
+# case is written as soon as it is measured.
+ONLY_GPU := tests/test_kernels_gpu.py tests/test_kernels_gpu_options.py
 gpu: export PYTHONSAFEPATH = 1
 gpu: export PYTHONPATH := $(CURDIR)/$(TREE):$(PYTHONPATH)
 gpu: tree
-	mkdir -p $(OUT)
-	end=$$(( $$(date +%s) + $(GPU_SECONDS) )); set -o pipefail; \
-		timeout $$(( $(GPU_SECONDS) / 2 )) python3 -m pytest -m gpu $(PYTEST_ARGS) 2>&1 \
-			| tee $(OUT)/tests.log; tests=$$?; \
-		python3 -m fused_loss.cli bench --suite gpu --out $(OUT) --limit $$(( end - $$(date +%s) )) \
-			&& exit $$tests
+	mkdir -p $(OUT) && rm -f $(OUT)/tests.log
+	end=$$(( $$(date +%s) + $(GPU_SECONDS) )); failed=0; set -o pipefail; \
+	try() { \
+		left=$$(( end - $(GPU_SECONDS) / 2 - $$(date +%s) )); \
+		timeout -s INT -k 20 $$(( left > 1 ? left : 1 )) \
+			env OMP_NUM_THREADS=1 python3 -m pytest --dist worksteal --tb=short "$$@" $(PYTEST_ARGS) 2>&1 \
+			| tee -a $(OUT)/tests.log || failed=1; \
+	}; \
+	try -n 4 -m gpu $(ONLY_GPU); \
+	try -n auto -m "gpu and not slow" $(addprefix --ignore=,$(ONLY_GPU)); \
+	python3 -m fused_loss.cli \
+		bench --suite gpu --out $(OUT) --limit $$(( end - $$(date +%s) )) && exit $$failed
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis $(VENV)

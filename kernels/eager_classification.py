@@ -19,10 +19,10 @@ from fused_loss.kernels.eager_numbers import (
     class_sums,
     mean_of,
     number,
+    number_of,
     sum_of_parts,
     sums_dtype,
     total,
-    value,
     weight_over,
 )
 from fused_loss.kernels.eager_softmax import Block, Softmax, bare_losses
@@ -220,7 +220,7 @@ class Classification:
     def _labelled(self) -> Any:
         """How many positions are labelled, a number or 0-d."""
         flat = blocks(self.view.targets.flatten())
-        return sum_of_parts([value(self._has_label(t).sum()) for (t,) in flat])
+        return sum_of_parts([number_of(self._has_label(t), self.sums) for (t,) in flat])
 
     def _has_label(self, targets: Tensor) -> Tensor:
         return in_dtype(targets, torch.int64) != self.spec.ignore_index

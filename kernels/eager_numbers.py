@@ -46,6 +46,15 @@ def number(
     return torch.zeros((), dtype=dtype, device=device)
 
 
+def number_of(labelled: Tensor, dtype: torch.dtype) -> Any:
+    """How many are True: a number on a CPU; elsewhere 0-d, in a dtype that a quotient is to have.
+
+    (A number over integers has PyTorch's default dtype.)
+    """
+    count = labelled.sum()
+    return count.item() if count.is_cpu else in_dtype(count, dtype)
+
+
 def per_labelled(missing: Tensor, dtype: torch.dtype) -> Tensor:
     """(N, *) bool -> (N,): how many elements of a sample are labelled, at least 1."""
     return (~missing).flatten(1).sum(1).clamp(min=1).to(dtype)

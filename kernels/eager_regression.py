@@ -17,11 +17,11 @@ from fused_loss.kernels.eager_numbers import (
     class_sums,
     mean_of,
     number,
+    number_of,
     operand,
     per_labelled,
     sums_dtype,
     total,
-    value,
     weight_over,
 )
 from fused_loss.kernels.eager_tiles import blocks, fits_a_block
@@ -140,7 +140,7 @@ class Regression:
         missing = y.isnan() if self.spec.ignores_nan else None
         if by_count or weight is None:
             assert missing is not None
-            return value((~missing).sum())
+            return number_of(~missing, self.sums)
         weight = weight.to(self.sums)
         return total(weight if missing is None else weight.masked_fill(missing, 0.0))
 

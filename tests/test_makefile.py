@@ -65,14 +65,23 @@ def test_gpu_installs_nothing(bare: Path):
     steps = make(bare, "--dry-run", "gpu")
     assert "pip install" not in steps
     assert "-m venv" not in steps
-    assert "python3 -m pytest -m gpu" in steps
+    assert "python3 -m pytest" in steps
+
+
+def test_gpu_runs_each_gpu_test_once(bare: Path):
+    """What only a GPU can show comes first, and by few workers."""
+    steps = make(bare, "--dry-run", "gpu")
+    first, then = re.findall(r"^try -n (?:4|auto) (.*);", steps, re.MULTILINE)
+    alone = re.findall(r"tests/\S+\.py", first)
+    assert re.findall(r"--ignore=(\S+)", then) == alone
+    assert all("pytestmark = pytest.mark.gpu" in (ROOT / name).read_text() for name in alone)
 
 
 def test_gpu_is_bounded_and_writes_where_it_is_told(bare: Path):
     steps = make(bare, "--dry-run", "gpu")
-    assert "tee bench/results/new/tests.log" in steps
+    assert "tee -a bench/results/new/tests.log" in steps
     assert "bench --suite gpu --out bench/results/new --limit" in steps
-    assert "tee here/tests.log" in make(bare, "--dry-run", "gpu", "OUT=here")
+    assert "tee -a here/tests.log" in make(bare, "--dry-run", "gpu", "OUT=here")
 
 
 def test_the_tree_of_links_is_the_wheel_s(bare: Path):
