@@ -9,42 +9,42 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-FAULTY = """
-    import torch
+# All that conftest.py asks of PyTorch.
+TORCH = """
+    class cuda:
+        faulted = []
 
-    torch.cuda.is_available = lambda: True
-    faulted = []
+        def is_available():
+            return True
 
-    def synchronize():
-        if faulted:
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    torch.cuda.synchronize = synchronize
+        def synchronize():
+            if cuda.faulted:
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
 """
 
 TESTS = """
     import pytest
-    import faulty
+    from torch import cuda
 
     @pytest.mark.parametrize("k", range(6))
     def test_on_the_gpu(k):
         if k == 1:
-            faulty.faulted.append(k)
-        assert not faulty.faulted
+            cuda.faulted.append(k)
+        assert not cuda.faulted
 """
 
 
 def test_a_worker_whose_kernel_faulted_is_replaced(tmp_path: Path):
     """Every later test of that process would fail with it."""
     shutil.copy(ROOT / "conftest.py", tmp_path)
-    (tmp_path / "faulty.py").write_text(textwrap.dedent(FAULTY), encoding="utf-8")
+    (tmp_path / "torch.py").write_text(textwrap.dedent(TORCH), encoding="utf-8")
     (tmp_path / "test_faulty.py").write_text(textwrap.dedent(TESTS), encoding="utf-8")
     names = ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "CI")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n", "1", "-p", "faulty", "test_faulty.py"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "xdist", "-n", "1", "test_faulty.py"],
         cwd=tmp_path,
         env={name: value for name, value in os.environ.items() if name not in names}
-        | {"PYTHONPATH": str(tmp_path)},
+        | {"PYTHONPATH": str(tmp_path), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
         check=False,
