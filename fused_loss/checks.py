@@ -6,6 +6,7 @@ under `FUSED_LOSS_DEBUG=1`.
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -205,6 +206,8 @@ def _check_classification(spec: LossSpec, z: Tensor, t: Tensor) -> None:
         mend = (
             "for one-hot or probability targets call .float()"
             if t.shape == z.shape
+            else f"call classification_targets.reshape({positions})"
+            if t.numel() == math.prod(positions)
             else "one index a position"
         )
         raise ValueError(
@@ -317,10 +320,17 @@ def _trains(z: Tensor) -> bool:
 def _check_inplace(tensors: LossTensors, z: Tensor) -> None:
     """Whether the logits' storage may become their gradient's."""
     mend = "leave inplace_gradient at False, or pass classification_output.clone()"
-    if z.is_leaf:
+    base = z._base
+    if z.is_leaf or (base is not None and base.is_leaf and base.requires_grad):
+        what = "a leaf" if z.is_leaf else "a view of a leaf"
         raise ValueError(
-            "inplace_gradient=True writes over classification_output, which is a leaf: its values "
+            f"inplace_gradient=True writes over classification_output, which is {what}: its values "
             f"are yours; {mend}"
+        )
+    if z.is_neg():
+        raise ValueError(
+            "inplace_gradient=True writes over classification_output, the negative of what "
+            f"is in memory (x.conj().imag is); {mend}"
         )
     if _may_overlap(z):
         raise ValueError(

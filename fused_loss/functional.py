@@ -101,8 +101,8 @@ def combined_loss(
             for every position. False: this class is impossible here, such as an illegal move. The
             softmax runs over the others, and the gradient there is exactly 0, with `0·log 0 = 0`. A
             hard target or soft mass on an impossible class gives +inf, as a logit of -inf does. A
-            position where no class is possible gives 0 for an all-zero soft target, +inf for any
-            other, and no gradient.
+            position where no class is possible gives 0 if nothing is left of its target (an
+            all-zero soft one, a class weight of 0, ε = 1), +inf for any other, and no gradient.
         regression_weight: Weight of each squared error: as many dimensions as r, each equal or 1
             (`w[:, None]` for a weight a sample).
         classification_weight: Weight of each position's cross-entropy: as many dimensions as the
@@ -123,16 +123,18 @@ def combined_loss(
         return_components: Whether to return `(loss, Components(regression, classification))`: the
             two losses before weighting, detached and on the device, for logging without a sync.
         inplace_gradient: Whether the gradient may take over the logits' storage, which halves the
-            memory. The logits are then lost: an accuracy, say, has to be taken before the call.
-            Autograd finds a later use that it would differentiate, and no other. Nothing is
-            written where no gradient is wanted.
+            memory. The logits are then lost: what else needs them, an accuracy or a penalty, takes
+            a clone of them before the call. Autograd raises where an operator kept them for its
+            backward pass before they were written over; whatever reads them afterwards reads the
+            gradient, and nothing notices. Nothing is written where no gradient is wanted.
 
     Returns:
         The loss in `promote(float32, both outputs)`: () or, under "none", (N,).
 
     Raises:
         ValueError: Shapes, devices, dtypes or options that do not go together; `inplace_gradient`
-            with logits that are a leaf, overlap, or share memory with another argument.
+            with logits that are a leaf or a view of one, overlap, or share memory with another
+            argument.
         TypeError: An argument of the wrong type or dtype.
         IndexError: On a CPU, a class index outside [0, C) that is not `ignore_index`; on a GPU that
             position's loss and gradient are NaN (`FUSED_LOSS_DEBUG=1` raises there too).
@@ -271,6 +273,9 @@ def task_losses(
     backend = kernels.resolve(spec, tensors)
     if backend in kernels.DIFFERENTIABLE:
         losses = kernels.heads(backend, spec, tensors)
+    elif torch.compiler.is_compiling():
+        _, components = kernels.compiled(spec, tensors)
+        losses = components[0], components[1]
     else:
         losses = head_losses(backend, spec, tensors)
     if not return_components:

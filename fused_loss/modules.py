@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from fused_loss.checks import check_constant
 from fused_loss.functional import combined_loss
-from fused_loss.options import DEFAULT_ALPHA, split_weights
+from fused_loss.options import DEFAULT_ALPHA, Options, split_weights
 from fused_loss.spec import Components, LossSpec
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ DEFAULTS = {
     "return_components": False,
     "inplace_gradient": False,
 }
+
+OF_A_BATCH = Options.__annotations__.keys() - DEFAULTS.keys()
 
 
 class _Loss(nn.Module):
@@ -91,7 +94,21 @@ class _Loss(nn.Module):
         else:
             self.register_buffer(name, value)
 
-    def _options(self) -> dict[str, Any]:
+    def _take_only(self, options: Iterable[str]) -> None:
+        """Refuse an option that the constructor does not have."""
+        for name in options:
+            if name not in DEFAULTS:
+                mend = ": it belongs to a batch, give it to the call" if name in OF_A_BATCH else ""
+                raise TypeError(f"{type(self).__name__} got an unexpected argument {name!r}{mend}")
+
+    def _options(self, batch: Iterable[str] = ()) -> dict[str, Any]:
+        """The fixed options, beside those that a call was given."""
+        for name in batch:
+            if name not in OF_A_BATCH:
+                mend = ": it is fixed in the constructor" if hasattr(self, name) else ""
+                raise TypeError(
+                    f"a call of {type(self).__name__} got an unexpected argument {name!r}{mend}"
+                )
         return {name: getattr(self, name) for name in DEFAULTS}
 
     def _weighting(self) -> list[str]:
@@ -139,6 +156,7 @@ class CombinedLoss(_Loss):
         loss_weights: tuple[float, float] | Tensor | None = None,
         **options: Unpack[FixedOptions],
     ) -> None:
+        self._take_only(options)
         super().__init__(**options)
         split_weights(alpha, loss_weights)
         self._register("alpha", alpha)
@@ -169,7 +187,7 @@ class CombinedLoss(_Loss):
             classification_targets,
             self.alpha,
             loss_weights=self.loss_weights,
-            **self._options(),
+            **self._options(batch),
             **batch,
         )
 
@@ -210,6 +228,7 @@ class UncertaintyWeightedLoss(_Loss):
     """
 
     def __init__(self, **options: Unpack[FixedOptions]) -> None:
+        self._take_only(options)
         super().__init__(**options)
         self.regression_log_variance = nn.Parameter(torch.zeros(()))
         self.classification_log_variance = nn.Parameter(torch.zeros(()))
@@ -230,7 +249,7 @@ class UncertaintyWeightedLoss(_Loss):
             regression_targets,
             classification_targets,
             loss_weights=torch.stack((0.5 * torch.exp(-s_r), torch.exp(-s_c))),
-            **self._options(),
+            **self._options(batch),
             **batch,
         )
         penalty = 0.5 * (s_r + s_c)
@@ -242,7 +261,8 @@ class UncertaintyWeightedLoss(_Loss):
 
 def _brief(value: object) -> str:
     if isinstance(value, Tensor):
-        return f"{type(value).__name__}{tuple(value.shape)}"
+        shape = str(tuple(value.shape)) if value.dim() else "(of one value)"
+        return f"{type(value).__name__}{shape}"
     return repr(float(value)) if isinstance(value, float) else repr(value)
 
 

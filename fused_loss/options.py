@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from numbers import Real
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
@@ -183,4 +184,5 @@ def _as_float(name: str, value: float) -> float:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, float | int) and not isinstance(value, bool)
+    """A Python number or, as PyTorch takes them too, one of NumPy's."""
+    return isinstance(value, float | int | Real) and not isinstance(value, bool)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
@@ -147,6 +148,7 @@ class LossSpec:
         for name in ("regression_normalizer", "classification_normalizer"):
             if getattr(self, name) is not None:
                 normalizes_mean(name, self.reduction)
+        self._take_scalars_of_numpy()
         if isinstance(self.ignore_index, bool) or not isinstance(self.ignore_index, int):
             raise TypeError(f"ignore_index must be an int, got {self.ignore_index!r}")
         if not -(1 << 63) <= self.ignore_index < 1 << 63:
@@ -155,6 +157,14 @@ class LossSpec:
             raise TypeError(f"label_smoothing must be a float, got {self.label_smoothing!r}")
         if not 0.0 <= self.label_smoothing <= 1.0:
             raise ValueError(f"label_smoothing must lie in [0, 1], got {self.label_smoothing}")
+
+    def _take_scalars_of_numpy(self) -> None:
+        """As PyTorch does: an `np.int64` for an int, an `np.float32` for a float."""
+        if not isinstance(self.ignore_index, int) and isinstance(self.ignore_index, Integral):
+            object.__setattr__(self, "ignore_index", int(self.ignore_index))
+        smoothing = self.label_smoothing
+        if not isinstance(smoothing, float | int) and isinstance(smoothing, Real):
+            object.__setattr__(self, "label_smoothing", float(smoothing))
 
     @cached_property
     def native(self) -> bool:

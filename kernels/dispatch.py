@@ -22,6 +22,11 @@ from fused_loss.spec import LossSpec, LossTensors, Needs, Outcome
 BACKENDS = ("auto", "triton", "eager", "reference")
 DIFFERENTIABLE = ("reference", "native")  # operators that autograd knows: no Function around them
 
+RECORDING = {  # modes in which no value is to be had
+    torch._C._TorchDispatchModeKey.PROXY: "make_fx",
+    torch._C._TorchDispatchModeKey.FAKE: "FakeTensorMode",
+}
+
 # A kernel that has never run on hardware is not what `auto` picks. This becomes True with the first
 # result of the `gpu`-marked tests under bench/results/; until then ask for `backend("triton")`.
 TRITON_PROVEN_ON_HARDWARE = False
@@ -136,6 +141,9 @@ def transform() -> str | None:
         return "forward-mode differentiation"
     if torch._C._is_tracing():  # a value that is read would be a constant of the trace
         return "torch.jit.trace"
+    for mode, name in RECORDING.items():
+        if torch._C._get_dispatch_mode(mode) is not None:
+            return name
     return None
 
 

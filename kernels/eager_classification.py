@@ -249,6 +249,7 @@ class Classification:
         if at.ignored is None and at.illegal is None:
             return share if isinstance(share, Tensor) else number_in(share, self.dtype)
         if not isinstance(share, Tensor):
+            share = number_in(share, self.sums)
             share = torch.full((), share, dtype=self.sums, device=at.targets.device)
         share = share.expand(at.targets.shape)
         if at.illegal is not None:

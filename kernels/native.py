@@ -196,9 +196,16 @@ def _mean_squared_error(spec: LossSpec, tensors: LossTensors) -> Tensor | None:
     return mse_loss(in_dtype(r, dtype), in_dtype(y, dtype), REDUCTIONS[spec.reduction])
 
 
+def _constant(value: float, dtype: torch.dtype) -> Tensor | float:
+    """A 0-d tensor: a product with one costs half of a product with a Python number.
+
+    Not under a dispatch mode, which may make another kind of tensor of it, such as a fake one.
+    """
+    return value if torch._C._len_torch_dispatch_stack() else _known_constant(value, dtype)
+
+
 @functools.lru_cache(maxsize=256)
-def _constant(value: float, dtype: torch.dtype) -> Tensor:
-    """A 0-d tensor: a product with one costs half of a product with a Python number."""
+def _known_constant(value: float, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):
         return torch.tensor(value, dtype=dtype, device="cpu")
 

@@ -4,13 +4,14 @@ Outside a compiled graph a call reaches the kernels directly, since an operator 
 of its own. Inside, `fused_loss::loss` is one launch that the compiler does not look into, and
 `fused_loss::gradients` one more in the backward graph, for a `grad_output` that is read on the
 device: the gradient waits for it, 3·N·C·b of traffic, because a graph may not write into what it
-has saved.
+has saved. The components are differentiable too, for `task_losses`: one launch a head.
 
 Scalars travel as the fields of `LossSpec`, tensors as those of `LossTensors`, in their order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from fused_loss.spec import LossSpec, LossTensors, Needs, accumulation_dtype, lo
 TENSORS = len(LossTensors._fields)
 WEIGHTS = LossTensors._fields.index("weights")
 BACKEND = "triton"
+W = 3, 4  # where w_reg and w_cls stand among the scalars
 
 _TENSORS = ", ".join(
     f"Tensor{'' if place < 4 else '?'} {name}" for place, name in enumerate(LossTensors._fields)
@@ -111,23 +113,40 @@ def _gradients_fake(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
     ctx.scalars = inputs[TENSORS:]
     ctx.save_for_backward(output[1], *inputs[:TENSORS])
 
 
-def _backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(
+    ctx: Any, grad_output: Tensor | None, grad_components: Tensor | None
+) -> tuple[Tensor | None, ...]:
     components, *tensors = ctx.saved_tensors
     needs = ctx.needs_input_grad
     result: list[Tensor | None] = [None] * len(needs)
-    if needs[0] or needs[1]:
-        gradients = torch.ops.fused_loss.gradients(
-            grad_output, needs[0], needs[1], *tensors, *ctx.scalars
-        )
+    if grad_output is not None:
+        result[:2] = _of_heads(grad_output, needs[:2], tensors, ctx.scalars)
+        if needs[WEIGHTS]:
+            result[WEIGHTS] = weights_gradient(components, tensors[WEIGHTS], grad_output)
+    if grad_components is not None:
+        tensors[WEIGHTS] = None
+        scalars = tuple(1.0 if place in W else s for place, s in enumerate(ctx.scalars))
         for head in range(2):
-            result[head] = gradients[head] if needs[head] else None
-    if needs[WEIGHTS]:
-        result[WEIGHTS] = weights_gradient(components, tensors[WEIGHTS], grad_output)
+            need = [place == head and needs[head] for place in range(2)]
+            more = _of_heads(grad_components[head], need, tensors, scalars)[head]
+            known = result[head]
+            result[head] = more if known is None or more is None else known + more
     return tuple(result)
+
+
+def _of_heads(
+    grad_output: Tensor, needs: Sequence[bool], tensors: Sequence[Any], scalars: Sequence[Any]
+) -> list[Tensor | None]:
+    """The gradients of both outputs for one `grad_output`; None where they are not needed."""
+    if not any(needs):
+        return [None, None]
+    gradients = torch.ops.fused_loss.gradients(grad_output, *needs, *tensors, *scalars)
+    return [gradients[head] if needs[head] else None for head in range(2)]
 
 
 def weights_gradient(components: Tensor, weights: Tensor, grad_output: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ def interpreted() -> bool:
 
 def forward(spec: LossSpec, tensors: LossTensors, needs: Needs) -> Outcome:
     """The loss, its components, and the gradients that are needed (for a `grad_output` of 1)."""
+    tensors = _in_memory(tensors)
     call = plan(spec, tensors, needs)
     if triton_autotune.ENABLED:
         call = _tuned(call, spec, tensors, needs, None)
@@ -48,10 +49,18 @@ def gradients(
     spec: LossSpec, tensors: LossTensors, needs: Needs, grad_output: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
     """Both gradients for `grad_output`, () or (N,), computed from the inputs."""
+    tensors, grad_output = _in_memory(tensors), grad_output.resolve_neg()
     call = plan(spec, tensors, needs, grad_output)
     if triton_autotune.ENABLED:
         call = _tuned(call, spec, tensors, needs, grad_output)
     return _gradients(call, spec, tensors, grad_output)
+
+
+def _in_memory(tensors: LossTensors) -> LossTensors:
+    """What a kernel may read by address: `x.conj().imag` is the negative of what lies there."""
+    if not any(tensor is not None and tensor.is_neg() for tensor in tensors):
+        return tensors
+    return LossTensors(*(None if tensor is None else tensor.resolve_neg() for tensor in tensors))
 
 
 def _tuned(
@@ -157,6 +166,7 @@ def scale(
     One that lies in the logits' own storage may have gaps, which are not its own to write: the
     kernel, which sees memory as one row, does not take it.
     """
+    grad_output = grad_output.resolve_neg()
     call = scaling(gradients, grad_output, in_place)
     results = list(gradients)
     for place in call.with_gaps:

@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.library import opcheck
 
 import fused_loss
-from fused_loss import CombinedLoss, combined_loss
+from fused_loss import CombinedLoss, combined_loss, task_losses
 from fused_loss.kernels import ops, triton_launch
 from fused_loss.options import arrange
 
@@ -136,6 +136,30 @@ def test_gradients_in_a_graph_of_dynamic_shapes(options, backend, device):
             for one, other in zip((loss, *found), (plain, *wanted), strict=True):
                 bound = 4 * torch.finfo(one.dtype).eps * other.abs().max()
                 assert (one - other).abs().max() <= bound
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_compiled_task_losses_share_a_launch(reduction, launched, backend, device):
+    """And take one a head on their way back; with weights that are a graph's own as well."""
+    leaves, _ = inputs(device)
+
+    def weighted(r: Tensor, z: Tensor, y: Tensor, t: Tensor, alpha: Tensor) -> Tensor:
+        mse, ce = task_losses(r, z, y, t, reduction=reduction)
+        return alpha * mse + (2 - alpha) * ce.square()
+
+    with fused_loss.backend(backend):
+        plain = weighted(*leaves)
+        expected = [plain, *gradients(plain, leaves)]
+        compiled = in_a_graph(weighted)
+        compiled(*leaves)  # compiles
+        launched.clear()
+        loss = compiled(*leaves)
+        assert len(launched) == 1
+        found = gradients(loss, leaves)
+        assert len(launched) == 3
+    for one, other in zip([loss, *found], expected, strict=True):
+        bound = 4 * torch.finfo(one.dtype).eps * other.abs().max()
+        assert (one - other).abs().max() <= bound
 
 
 @pytest.mark.parametrize("name", CASES)
