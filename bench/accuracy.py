@@ -28,7 +28,7 @@ from fused_loss.bench.environment import environment
 from fused_loss.bench.written import write_table
 
 ABOUT = "the error of every option, backend and dtype against float64, beside PyTorch's own"
-BACKENDS = ("reference", "eager", "triton")
+BACKENDS = ("auto", "reference", "eager", "triton")
 DTYPES = {  # of the regression output and of the logits
     "float32": (torch.float32, torch.float32),
     "bfloat16": (torch.bfloat16, torch.bfloat16),

@@ -106,7 +106,8 @@ def _masked_cross_entropies(z: Tensor, t: Tensor, options: dict[str, Any]) -> Te
         mask = mask.view(1, -1, *[1] * (z.dim() - 2))
     mask = mask.expand(z.shape)
     q = t if t.is_floating_point() else F.one_hot(t, z.shape[axis]).movedim(-1, axis)
-    q = (1 - smoothing) * q + smoothing * mask / mask.sum(axis, keepdim=True).clamp(min=1)
+    q, possible = q.to(z.dtype), mask.to(z.dtype)  # a number over integers has the default dtype
+    q = (1 - smoothing) * q + smoothing * possible / mask.sum(axis, keepdim=True).clamp(min=1)
     if options.get("class_weight") is not None:
         q = q * options["class_weight"].view(-1, *[1] * (z.dim() - 1 - axis))
     nowhere = ~mask.any(axis, keepdim=True)

@@ -1,6 +1,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,6 +81,19 @@ def test_the_truth_is_not_rounded():
     assert {value.dtype for value in truth.values()} == {torch.float64}
     assert [own[f"{name} gradient"].dtype for name in "rz"] == list(HALVES)
     assert own["loss"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+def test_the_truth_is_float64_throughout(option: Any):
+    """Whatever an operator takes for the dtype of a number over integers."""
+    problem = option.problem(HALVES, 0, CPU)
+    truth = of_pytorch(problem, torch.float64)
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = of_pytorch(problem, torch.float64)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(value, again[name]) for name, value in truth.items())
 
 
 def test_triton_is_measured_where_it_runs(monkeypatch: pytest.MonkeyPatch):
