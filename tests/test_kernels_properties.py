@@ -25,6 +25,8 @@ from fused_loss.kernels.triton_math import PEELED
 pytestmark = pytest.mark.parametrize(("backend", "device"), PLACES)
 
 DTYPES = st.sampled_from([F64, F32, BF16, F16])
+INDICES = [torch.int64, torch.int32, torch.int16, torch.int8]  # these may be negative
+INDICES += [torch.uint8, torch.uint16, torch.uint32, torch.uint64]
 ORDERS = ["rows", "samples innermost", "classes innermost", "spaced"]
 
 
@@ -137,7 +139,8 @@ def problems(draw, fewest=1, classes=7, dimensions=2):
     else:
         ignored = keywords["ignore_index"] = of.of(-100, 0, c - 1)
         t = torch.randint(0, c, positions, generator=of.random)
-        t = arranged(t.masked_fill(of.where(t.shape, 0.0, 0.4, 1.0), ignored), of.of(*of.orders))
+        t = t.masked_fill(of.where(t.shape, 0.0, 0.4, 1.0), ignored)
+        t = arranged(t.to(of.of(*INDICES[: None if ignored >= 0 else 4])), of.of(*of.orders))
     if of.of(True, False):
         y[of.where(y.shape, 0.3, 1.0)] = float("nan")
     special = of.of(False, False, False, True)
@@ -172,18 +175,23 @@ def searched(backend, few, many):
     return settings(repeated(asked), derandomize=False)
 
 
+CHOSEN = {"eager": "auto", "triton": "triton"}  # and what `auto` makes of the call
+
+
 def test_any_call_is_right(backend, device):
     @searched(backend, 40, 200)
     @given(problems())
     def holds(drawn):
         problem, special = drawn
         problem = moved(problem, device)
-        actual = fused(problem, backend)
+        found = [fused(problem, name) for name in dict.fromkeys((backend, CHOSEN[backend]))]
         if special:
-            assert_as_reference(problem, actual)
+            for actual in found:
+                assert_as_reference(problem, actual)
         else:
             reference = fused(problem, "reference")
-            assert_matches(problem, actual, reference)
+            for actual in found:
+                assert_matches(problem, actual, reference)
             if backend == "eager":  # the yardstick itself
                 assert_matches(problem, reference, composed(problem))
 

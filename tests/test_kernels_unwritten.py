@@ -10,10 +10,14 @@ from _cases import COVERING, FACTORS, PLACES, Case
 import fused_loss
 from fused_loss import combined_loss, task_losses
 
-EVERYWHERE = [pytest.param("reference", "cpu", id="reference-cpu"), *PLACES]
+EVERYWHERE = [*(pytest.param(x, "cpu", id=f"{x}-cpu") for x in ("reference", "auto")), *PLACES]
+PLAIN = Case(weighting="alpha")  # what `auto` gives to PyTorch ahead of every check
 BASE = Case(weighting="alpha-tensor", upstream="other")
 EACH_OPTION = dict.fromkeys(
-    replace(BASE, **{name: level}) for name, levels in FACTORS.items() for level in levels
+    replace(case, **{name: level})
+    for case in (BASE, PLAIN)
+    for name, levels in FACTORS.items()
+    for level in levels
 )
 
 
