@@ -1,5 +1,6 @@
 """The loss of models with two heads: alpha * MSE + (1 - alpha) * cross-entropy, in one pass."""
 
+import fused_loss.signals  # noqa: F401  ahead of torch, which loses a Ctrl-C
 from fused_loss.denominators import Denominators, loss_denominators
 from fused_loss.drop_in import cross_entropy, mse_loss
 from fused_loss.functional import combined_loss, task_losses

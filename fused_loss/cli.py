@@ -12,14 +12,12 @@ import argparse
 import importlib
 import io
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import fused_loss
+from fused_loss.signals import Terminated, unwinding
 
 DONE, FAILED, USAGE, REFUSED, MISSING, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 4, 130, 143
 
@@ -54,10 +52,6 @@ COMMANDS = {
 }
 
 
-class _Terminated(BaseException):
-    """SIGTERM."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; an error is a message on stderr (a traceback under FUSED_LOSS_DEBUG=1)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -65,37 +59,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: no name breaks an ASCII one
     try:
-        with _terminable():
-            return _run(name, arguments)
+        return _run(name, arguments)
     except SystemExit as stop:  # argparse has said what it had to say
         return stop.code if isinstance(stop.code, int) else USAGE
     except BrokenPipeError:
         return _without_reader()
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED)
-    except _Terminated:
+    except Terminated:
         return _say("terminated", TERMINATED)
     except Exception as error:
         if os.environ.get("FUSED_LOSS_DEBUG") == "1":
             raise
         return _explain(error, name)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM unwinds as Ctrl-C does: a file that is being written is removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(*_: object) -> None:
-        raise _Terminated
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _run(name: str, arguments: list[str]) -> int:
@@ -112,7 +88,9 @@ def _run(name: str, arguments: list[str]) -> int:
         parser.parse_args(arguments)  # prints the help, the version or the error, and leaves
     module = importlib.import_module(COMMANDS[name].module)
     module.configure(parsers[name])
-    code = int(module.run(parser.parse_args(arguments)))
+    args = parser.parse_args(arguments)
+    with unwinding():
+        code = int(module.run(args))
     sys.stdout.flush()  # a reader that has left is noticed here, not at exit
     return code
 

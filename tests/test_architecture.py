@@ -12,6 +12,7 @@ FOLDERS = {"fused_loss": "fused_loss", "kernels": "fused_loss.kernels"}
 FOLDERS |= {"export": "fused_loss.export", "bench": "fused_loss.bench"}
 # A module imports what stands to its left, and its own layer.
 ORDER = (
+    {"signals"},
     {"spec"},
     {"checks", "kernels"},
     {"autograd", "options"},
@@ -127,7 +128,7 @@ def test_triton_is_imported_in_its_own_files_only(module: str):
 def test_the_loss_needs_nothing_but_torch(module: str):
     needs = {name.partition(".")[0] for name in imports(list(running(TREES[module])))}
     standard = {"__future__", "collections", "contextlib", "dataclasses", "functools", "math"}
-    standard |= {"os", "threading", "types", "typing"}
+    standard |= {"os", "signal", "sys", "threading", "types", "typing"}
     standard |= {"importlib", "json", "pathlib", "tempfile", "warnings"}  # tiles on disk
     allowed = standard | {"torch", "fused_loss"}
     assert needs - {"triton"} <= allowed
