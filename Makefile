@@ -74,8 +74,8 @@ gpu: tree
 	}; \
 	try -n 4 -m gpu $(ONLY_GPU); \
 	try -n auto -m "gpu and not slow" $(addprefix --ignore=,$(ONLY_GPU)); \
-	python3 -m fused_loss.cli \
-		bench --suite gpu --out $(OUT) --limit $$(( end - $$(date +%s) )) && exit $$failed
+	python3 -m fused_loss bench --suite gpu --out $(OUT) --limit $$(( end - $$(date +%s) )) \
+		&& exit $$failed
 
 clean:
 	rm -rf build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis $(VENV)

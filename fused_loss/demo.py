@@ -130,7 +130,7 @@ def _program() -> list[str]:
     """How this program was called; `make` runs it from a folder that is not on the PATH."""
     script = Path(sys.argv[0])
     if script.stem != "fused-loss" or not os.access(script, os.X_OK):
-        return [sys.executable, "-m", "fused_loss.cli"]
+        return [sys.executable, "-m", "fused_loss"]
     found = shutil.which(script.stem)
     return [script.stem if found and script.samefile(found) else str(script)]
 

@@ -23,6 +23,7 @@ ORDER = (
     {"bench"},
     {"demo"},
     {"cli"},
+    {"__main__"},
 )
 RANK = {layer: rank for rank, layers in enumerate(ORDER) for layer in layers}
 
@@ -225,6 +226,7 @@ def test_the_commands_of_the_command_line_exist():
 
 # A source file is tested in test_<folder>_<file>.py; these are tested where it says.
 ELSEWHERE = {
+    "fused_loss/__main__.py": "test_fused_loss_cli.py",
     "fused_loss/drop_in.py": "test_fused_loss_functional_torch.py",
     "kernels/eager_classification.py": "test_kernels_eager.py",
     "kernels/eager_regression.py": "test_kernels_eager.py",

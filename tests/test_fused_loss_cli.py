@@ -139,6 +139,14 @@ def test_usage_is_2(capsys, words, said):
     assert said in err
 
 
+@pytest.mark.parametrize("name", ["fused_loss", "fused_loss.cli"])
+def test_python_runs_the_package_as_the_command(name):
+    words = [sys.executable, "-m", name, "exprot"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("usage: fused-loss ")
+
+
 SCRIPT = Path(sysconfig.get_path("scripts")) / "fused-loss"
 
 

@@ -196,8 +196,8 @@ def test_the_command_is_named_as_it_was_called(tmp_path, monkeypatch):
     assert demo._program() == [str(script)]
     monkeypatch.setenv("PATH", str(tmp_path))
     assert demo._program() == ["fused-loss"]
-    monkeypatch.setattr(sys, "argv", ["/somewhere/fused_loss/cli.py"])
-    assert demo._program() == [sys.executable, "-m", "fused_loss.cli"]
+    monkeypatch.setattr(sys, "argv", ["/somewhere/fused_loss/__main__.py"])
+    assert demo._program() == [sys.executable, "-m", "fused_loss"]
 
 
 def test_a_second_run_writes_the_same_files(tmp_path, capsys):

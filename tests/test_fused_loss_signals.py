@@ -43,7 +43,7 @@ def end(folder: Path, *words: str) -> tuple[int, str, str]:
 
 
 @either
-@pytest.mark.parametrize("words", [(SCRIPT,), (sys.executable, "-m", "fused_loss.cli")])
+@pytest.mark.parametrize("words", [(SCRIPT,), (sys.executable, "-m", "fused_loss")])
 def test_a_signal_that_torch_would_lose_ends_the_command(tmp_path, number, words):
     (tmp_path / "torch.py").write_text(SWALLOWS.format(number=number))
     code, said = ENDS[number]
