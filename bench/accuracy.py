@@ -14,7 +14,6 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from fused_loss.bench.accuracy_options import OPTIONS, Option, Problem
 from fused_loss.bench.accuracy_table import markdown, within
 from fused_loss.bench.composed import composed
 from fused_loss.bench.environment import environment
-from fused_loss.bench.written import write_table
+from fused_loss.bench.written import add_out, write_table
 
 ABOUT = "the error of every option, backend and dtype against float64, beside PyTorch's own"
 BACKENDS = ("auto", "reference", "eager", "triton")
@@ -50,7 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seeds", type=_positive, default=SEEDS, help="inputs of each row (default: %(default)s)"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help=f"write {FILE} and {REPORT} there")
+    add_out(parser, f"{FILE} and {REPORT}")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -24,7 +24,7 @@ from fused_loss.bench.calls import DTYPES, Call
 from fused_loss.bench.compiled_families import Family, families
 from fused_loss.bench.compiled_table import markdown
 from fused_loss.bench.environment import environment
-from fused_loss.bench.written import write_table
+from fused_loss.bench.written import add_out, write_table
 
 if TYPE_CHECKING:
     from fused_loss.bench.ahead import Code
@@ -47,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="",
         help='only those whose name has these words, as "few rows" (default: all)',
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help=f"write {FILE} and {REPORT} there")
+    add_out(parser, f"{FILE} and {REPORT}")
 
 
 def run(args: argparse.Namespace) -> int:

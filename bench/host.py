@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -24,7 +23,7 @@ from torch import Tensor
 from fused_loss import combined_loss, kernels
 from fused_loss.bench.environment import environment
 from fused_loss.bench.wording import date, machine, table, versions
-from fused_loss.bench.written import write_table
+from fused_loss.bench.written import add_out, write_table
 from fused_loss.kernels import dispatch
 from fused_loss.spec import LossSpec, LossTensors, Needs
 
@@ -114,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("fused_loss.bench.host", description=__doc__)
     for name, default in (("rounds", 20), ("calls", 500)):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"({default})")
-    parser.add_argument("--out", type=Path, metavar="DIR", help=f"write {FILE} and {REPORT} there")
+    add_out(parser, f"{FILE} and {REPORT}")
     args = parser.parse_args(argv)
     results = {
         "command": f"python -m fused_loss.bench.host --rounds {args.rounds} --calls {args.calls}",

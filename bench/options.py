@@ -10,7 +10,6 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from fused_loss.bench.option_cases import CASES, OptionCase, Problem, problem
 from fused_loss.bench.programs import Program
 from fused_loss.bench.stored import Ratio, ratio
 from fused_loss.bench.wording import date, escape, machine, table, times, versions
-from fused_loss.bench.written import write_table
+from fused_loss.bench.written import add_out, write_table
 
 ABOUT = "the time of the options on a CPU, beside the same in PyTorch's own operators"
 SIZES = ((100, 2, 1), (1024, 20, 4), (4096, 1000, 4), (200_000, 10, 4))  # N, C, D
@@ -42,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--each", type=float, default=0.3, metavar="S", help="seconds a cell (default: %(default)s)"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help=f"write {FILE} and {REPORT} there")
+    add_out(parser, f"{FILE} and {REPORT}")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -24,7 +24,7 @@ from fused_loss.bench.programs import Provider, select
 from fused_loss.bench.run import Record, chosen, run_case
 from fused_loss.bench.stored import FILE, SCHEMA
 from fused_loss.bench.suites import SUITES, custom, suite
-from fused_loss.bench.written import write_json
+from fused_loss.bench.written import add_out, write_json
 
 ACTIONS = {
     "compare": compare,
@@ -82,9 +82,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="begin no measurement after so many seconds; the report says that it was cut short",
     )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="write results.json, report.md and plots there"
-    )
+    add_out(parser, "results.json, report.md and plots")
     actions = parser.add_subparsers(
         dest="action", metavar=f"[{'|'.join(ACTIONS)}]", title="other than the clock"
     )

@@ -1,12 +1,34 @@
-"""Writing results: whole or not at all, and a row a line: two runs are compared by eye, too."""
+"""Writing results: whole or not at all, and a row a line: two runs are compared by eye, too.
+
+The folder is looked at before anything is measured. It is measured into again and again: what an
+earlier run has left there is written over.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+
+def add_out(parser: argparse.ArgumentParser, files: str) -> None:
+    """Declare `--out`, the folder of these files."""
+    about = f"write {files} there, over those of an earlier run"
+    parser.add_argument("--out", type=folder, metavar="DIR", help=about)
+
+
+def folder(text: str) -> Path:
+    """A folder that can be written to, or made; for argparse."""
+    path = Path(text)
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise argparse.ArgumentTypeError(f"{there} is a file: name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"{there} cannot be written to: name another folder")
+    return path
 
 
 def write_table(
