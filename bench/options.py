@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,21 +46,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, print the table, and write it where that is asked for.
+    """Measure, writing each row where that is asked for, and print the table.
 
     Returns:
         0.
     """
-    measured = list(rows(args.each))
     results = {
+        "complete": False,
         "command": f"fused-loss bench options --each {args.each:g}",
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "environment": environment(torch.device("cpu")),
     }
-    text = markdown(results | {"rows": measured})
-    print(text)
-    write_table(args.out, (FILE, REPORT), results, measured, text)
+    measured: list[Row] = []
+    for row in rows(args.each):
+        measured.append(row)
+        _keep(args.out, results, measured)
+    print(_keep(args.out, results | {"complete": True}, measured))
     return 0
+
+
+def _keep(out: Path | None, results: dict[str, Any], measured: list[Row]) -> str:
+    """Write all so far, so that a run cut short is of use; the table."""
+    text = markdown(results | {"rows": measured})
+    write_table(out, (FILE, REPORT), results, measured, text)
+    return text
 
 
 def rows(
@@ -123,11 +133,19 @@ def markdown(results: dict[str, Any]) -> str:
     cells = {(row["option"], _column(row)): _cell(speedup(row)) for row in measured}
     columns = list(dict.fromkeys(map(_column, measured)))
     options = dict.fromkeys(row["option"] for row in measured)
-    lines = [[escape(name), *(cells[name, column] for column in columns)] for name in options]
+    lines = [
+        [escape(name), *(cells.get((name, column), "–") for column in columns)] for name in options
+    ]
+    complete = results.get("complete", True)  # older files have no such word
     parts = [
         f"# The time of each option: {machine(results)}",
         f"```\n{results['command']}\n```",
         f"{date(results)}, {versions(results)}, commit {results['environment']['commit']}.",
+        *(
+            []
+            if complete
+            else [f"**Cut short**: the run ended after {len(measured)} measurements."]
+        ),
         LEGEND,
         table(["option", *columns], lines, "l" + "r" * len(columns)),
     ]

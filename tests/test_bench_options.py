@@ -20,12 +20,31 @@ def test_the_table_has_every_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert main(["bench", "options", "--each", "0.001", "--out", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "options.json").read_text(encoding="utf-8"))
     assert results["command"] == "fused-loss bench options --each 0.001"
+    assert results["complete"] is True
     found = [(row["option"], row["phase"]) for row in results["rows"]]
     phases = ("forward", "forward+backward")
     assert found == [(case.name, phase) for case in CASES[:2] for phase in phases]
     text = (tmp_path / "options.md").read_text(encoding="utf-8")
     assert "| option | 40x5, forward | 40x5, forward+backward |" in text
+    assert "Cut short" not in text
     assert sum(line.startswith(("| defaults", "| reduction")) for line in text.splitlines()) == 2
+
+
+def test_a_run_cut_short_leaves_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(each: float):
+        measured = rows(each, CASES[:2], TINY)
+        yield from (next(measured) for _ in range(3))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(options, "rows", interrupted)
+    assert main(["bench", "options", "--each", "0.001", "--out", str(tmp_path)]) == 130
+    results = json.loads((tmp_path / "options.json").read_text(encoding="utf-8"))
+    assert results["complete"] is False
+    assert len(results["rows"]) == 3
+    text = (tmp_path / "options.md").read_text(encoding="utf-8")
+    assert "**Cut short**: the run ended after 3 measurements." in text
+    (line,) = (line for line in text.splitlines() if line.startswith(f"| {CASES[1].name}"))
+    assert line.endswith("| – |")
 
 
 def test_a_cell_is_their_time_over_ours():
