@@ -34,8 +34,8 @@ Cell = Callable[[Record, Row], str]
 
 LEGEND = """\
 Time is the median of a call, and spread the distance from the first to the last decile as a part
-of it. × eager and × copy are multiples of that provider's time in the same run: lower is better.
-First call includes compilation."""
+of it. Time ÷ eager's and time ÷ copy's are of the same run: below 1 is faster, where a speed-up is
+above 1. First call includes compilation."""
 LOSS_LEGEND = """\
 The copy moves as many bytes as the loss must, and GB/s are those bytes over the time. Loss share
 is the part of the training step that the model alone does not take. Memory is the most held
@@ -130,7 +130,7 @@ def _times(on_gpu: bool) -> dict[str, Cell]:
         "GPU time" if on_gpu else "time": lambda record, row: seconds(row["median_s"]),
         "spread": lambda record, row: f"{row['spread']:.0%}",
         **(wall if on_gpu else {}),
-        "× eager": lambda record, row: times(row["ratio_to_eager"]),
+        "time ÷ eager's": lambda record, row: times(row["ratio_to_eager"]),
     }
 
 
@@ -149,7 +149,7 @@ def _rate(record: Record, row: Row) -> str:
 
 
 LOSS_COLUMNS: dict[str, Cell] = {
-    "× copy": lambda record, row: times(row["ratio_to_copy"]),
+    "time ÷ copy's": lambda record, row: times(row["ratio_to_copy"]),
     "GB/s": lambda record, row: f"{row['bytes_per_s'] / 1e9:.3g}",
 }
 STEP_COLUMNS: dict[str, Cell] = {

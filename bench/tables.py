@@ -38,8 +38,8 @@ def phase_table(phase: Phase, records: Sequence[Record]) -> Table:
         pad_edge=False,
     )
     table.add_column("case", no_wrap=True)
-    last = ("loss share" if phase is Phase.STEP else "× copy", "memory")
-    for heading in ("µs", "spread", "× eager", *(("rows/s",) if phase.threads else last)):
+    last = ("loss share" if phase is Phase.STEP else "÷ copy", "memory")
+    for heading in ("µs", "spread", "÷ eager", *(("rows/s",) if phase.threads else last)):
         table.add_column(heading, justify="right", no_wrap=True)
     for record in records:
         mark = "[bold yellow] crowded[/]" if record.crowded else ""
@@ -87,9 +87,9 @@ def show(
         if measured:
             console.print(phase_table(phase, measured))
     console.print(
-        "µs: the median. spread: from the first to the last decile, of the median. ×: a multiple "
-        "of that provider's time in the same run, lower is better. memory: the most held beyond "
-        "the inputs, in units of the logits."
+        "µs: the median. spread: from the first to the last decile, of the median. ÷: the time "
+        "divided by that provider's of the same run, below 1 is faster. memory: the most held "
+        "beyond the inputs, in units of the logits."
     )
     crowded = [record.neighbours or 0.0 for record in records if record.crowded]
     if crowded:

@@ -50,7 +50,8 @@ def test_the_smoke_suite_end_to_end(
         check_record(record)
     printed = capsys.readouterr().out
     assert all(case.name in printed for case in SUITES["smoke"])
-    assert all(word in printed for word in ("fused-auto", "µs", "spread", "× eager", "× copy"))
+    assert all(word in printed for word in ("fused-auto", "µs", "spread", "÷ eager", "÷ copy"))
+    assert "below 1 is faster" in " ".join(printed.split())
 
 
 def check_record(record: dict) -> None:
