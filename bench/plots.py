@@ -58,7 +58,8 @@ RIVALS = (
 LOSSES = tuple(phase.value for phase in LOSS_PHASES)
 WITH_ROOF = (Phase.FORWARD.value, Phase.TRAINING.value)
 LEAST_MEMORY = 0.01  # in logits: what is below is drawn there
-DECILES = "lines: first to last decile"
+# The ratio of two medians need not lie among the deciles of the rounds' ratios.
+RATIOS = "marks: ratio of medians; lines: ratios by round, 1st to 9th decile"
 TINY = ("tutorial", "tabular")
 MICRO = 1e6
 COLORS = 64
@@ -105,7 +106,7 @@ def speedup(results: Results) -> Figure | None:
         return None
     used = {label for panel in panels for label in panel.series}
     styles = {label: line for label, _, _, line in RIVALS if label in used}
-    title = f"Speed-up of this package: right of 1 it is faster ({DECILES})"
+    title = f"Speed-up of this package: right of 1 it is faster\n{RATIOS}"
     figure, drawn = dots(title, names, panels, styles)
     for axes in drawn:
         axes.axvline(1, color=BLACK, linewidth=1.2, zorder=1)
@@ -154,7 +155,8 @@ def overhead(results: Results) -> Figure | None:
                     series.setdefault(name, []).append(Dot(row, *times))
         panels.append(Panel(case, unit, series))
     styles = {name: look(name) for name in _providers(records)}
-    return dots(f"Time of a call on tiny shapes ({DECILES})", names, panels, styles)[0]
+    title = "Time of a call on tiny shapes (lines: first to last decile)"
+    return dots(title, names, panels, styles)[0]
 
 
 def roofline(results: Results) -> Figure | None:
@@ -201,7 +203,7 @@ def inference(results: Results) -> Figure | None:
     if not panels:
         return None
     styles = {name: look(name) for name in _providers(records) if name != "eager"}
-    title = f"Inference: right of 1 it is faster than eager PyTorch ({DECILES})"
+    title = f"Inference: right of 1 it is faster than eager PyTorch\n{RATIOS}"
     figure, drawn = dots(title, names, panels, styles)
     for axes in drawn:
         axes.axvline(1, color=BLACK, linewidth=1.2, zorder=1)

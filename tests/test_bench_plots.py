@@ -90,6 +90,19 @@ def test_the_speed_up_is_their_time_over_ours():
     assert any(list(line.get_xdata()) == [1, 1] for line in figure.axes[0].lines)
 
 
+@pytest.mark.parametrize(
+    "made", [simple({"eager": 4e-4, "fused-auto": 2e-4}), inference({"eager": 4e-4, "onnx": 1e-4})]
+)
+def test_what_a_mark_and_a_line_are_stands_above_a_single_panel_too(made: dict):
+    made["records"] = made["records"][:1]
+    figure = speedup(made) or plots.inference(made)
+    assert len(figure.axes) == 1
+    title = next(text for text in figure.texts if plots.RATIOS in text.get_text())
+    figure.draw_without_rendering()
+    box = title.get_window_extent()
+    assert 0 < box.x0 < box.x1 < figure.bbox.x1
+
+
 def test_graphs_are_set_against_graphs():
     rows = [timed("eager", 1e-4), timed("eager-graph", 6e-5), timed("fused-triton-graph", 2e-5)]
     figure = speedup(results([record(TUTORIAL, Phase.FORWARD, rows)], gpu=True))
