@@ -108,16 +108,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def far_from_one(n: int, c: int, device: str, **options: Any) -> tuple[list[Tensor], dict]:
     """Confident logits over many samples: p/N of most classes is far below float16's smallest."""
-    random = torch.Generator().manual_seed(0)
-    z = (4 * torch.randn(n, c, generator=random)).half()
-    t = torch.randint(0, c, (n,), generator=random)
+    of = {"generator": torch.Generator(device).manual_seed(0), "device": device}
+    z = (4 * torch.randn(n, c, **of)).half()
+    t = torch.randint(0, c, (n,), **of)
     keywords = {}
     if "class_mask" in options:
-        mask = torch.rand(n, c, generator=random) < 0.9
-        keywords["class_mask"] = mask.scatter_(1, t[:, None], True).to(device)
-        keywords["classification_weight"] = torch.rand(n, generator=random).to(device)
-    r, y = torch.randn(2, n, 1, generator=random).half()
-    return [x.to(device) for x in (r, z, y, t)], keywords
+        mask = torch.rand(n, c, **of) < 0.9
+        keywords["class_mask"] = mask.scatter_(1, t[:, None], True)
+        keywords["classification_weight"] = torch.rand(n, **of)
+    r, y = torch.randn(2, n, 1, **of).half()
+    return [r, z, y, t], keywords
 
 
 def assert_no_further_than_eager(n: int, c: int, backend: str, device: str, **options: Any):
