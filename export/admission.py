@@ -45,7 +45,8 @@ def admitted(path: Path, sha256: str | None = None) -> Admitted:
 
     Raises:
         FileNotFoundError: No file at `path`.
-        OnnxLoadError: It is not a model, names external data that is not its own, or has changed.
+        OnnxLoadError: It is not a model, names external data that is not its own, has changed, or
+            is another one than is wanted.
     """
     found = examined(path, sha256)
     if found.broken:
@@ -70,7 +71,10 @@ def examined(path: Path, sha256: str | None = None) -> Admitted:
         external = external_files(outline, real.parent, path.name)
         broken = broken_seal(model, outline, real.parent)
         if not broken and sha256 is not None and digest(model) != sha256.lower():
-            broken = f"its sha256 is {digest(model)}, {sha256} is wanted"
+            raise OnnxLoadError(
+                f"{path.name} is not the file that was asked for: its sha256 is {digest(model)}, "
+                f"and sha256={sha256!r} is wanted"
+            )
     return Admitted(real, outline.metadata, external, frozenset(outline.operators), broken)
 
 

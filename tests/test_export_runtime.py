@@ -207,7 +207,7 @@ def test_options_reach_onnxruntime(path):
 def test_the_file_wanted_and_no_other(path):
     digest = hashlib.sha256(mlp_bytes()).hexdigest()
     assert OnnxDualHead(path, sha256=digest)(rows(1))[0].shape == (1, 3)
-    with pytest.raises(OnnxLoadError, match=f"its sha256 is {digest}, 00 is wanted"):
+    with pytest.raises(OnnxLoadError, match=f"its sha256 is {digest}, and sha256='00' is"):
         OnnxDualHead(path, sha256="00")
 
 
