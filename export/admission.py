@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from fused_loss.export.errors import OnnxLoadError
+from fused_loss.export.files import needed
 from fused_loss.export.outline import Outline, StoredTensor, mapped, read_outline
 from fused_loss.export.seal import KEY, PREFIX, broken_seal, digest
 
@@ -63,8 +64,7 @@ def examined(path: Path, sha256: str | None = None) -> Admitted:
     Raises:
         FileNotFoundError, OnnxLoadError: As `admitted`.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+    needed(path, FileNotFoundError)
     real = path.resolve()
     with mapped(real) as model:
         outline = read_outline(model, path.name)

@@ -22,6 +22,7 @@ import numpy as np
 
 from fused_loss.export.csv_rows import TableError
 from fused_loss.export.errors import UsageError
+from fused_loss.export.files import needed
 
 HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -95,8 +96,7 @@ def open_arrays(path: Path, names: Sequence[str], stack: ExitStack) -> tuple[Sto
     """
     if path.suffix not in (".npy", ".npz"):
         raise UsageError(f"{path} must be an .npy or .npz file")
-    if not path.is_file():
-        raise UsageError(f"there is no file {path}")
+    needed(path)
     try:
         if path.suffix == ".npz":
             return _members(path, names, stack)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fused_loss.export.errors import UsageError
+from fused_loss.export.files import needed
 
 
 def load_rows(path: Path, names: Sequence[str], dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -37,8 +38,7 @@ def read_arrays(path: Path, names: Sequence[str]) -> tuple[np.ndarray, ...]:
     """
     if path.suffix not in (".npy", ".npz"):
         raise UsageError(f"{path} must be an .npy or .npz file")
-    if not path.is_file():
-        raise UsageError(f"there is no file {path}")
+    needed(path)
     try:
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(loaded, np.ndarray):

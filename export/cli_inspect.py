@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from fused_loss.export.errors import UsageError
+from fused_loss.export.files import needed
 from fused_loss.export.inspection import inspect_onnx
 
 
@@ -20,11 +20,10 @@ def run(args: argparse.Namespace) -> int:
     """Show; 0, or 1 where the file has changed since it was exported.
 
     Raises:
-        UsageError: No such file.
+        UsageError: No such file, or a folder.
         OnnxLoadError: As `inspect_onnx`.
     """
-    if not args.model.is_file():
-        raise UsageError(f"there is no file {args.model}")
+    needed(args.model)
     found = inspect_onnx(args.model)
     print(json.dumps(found.to_dict(), indent=2) if args.json else found)
     return 1 if found.problem else 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fused_loss.export.errors import UsageError
+from fused_loss.export.files import needed
 from fused_loss.export.options import DTYPES, QUANTIZE
 from fused_loss.export.quantize import MIN_LABEL_AGREEMENT
 from fused_loss.export.signature import OPSET
@@ -73,8 +74,7 @@ def read_json(path: Path) -> Any:
     Raises:
         UsageError: It is missing or is not JSON.
     """
-    if not path.is_file():
-        raise UsageError(f"there is no file {path}")
+    needed(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, ValueError) as error:

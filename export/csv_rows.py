@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fused_loss.export.errors import UsageError
+from fused_loss.export.files import needed
 
 HEADER = ("auto", "yes", "no")
 MISSING = ("", "na", "n/a", "null", "none", "?", "-", ".")  # what tables write for no value
@@ -45,8 +45,7 @@ def read_csv(
     """
     if header not in HEADER:
         raise ValueError(f"header must be one of {HEADER}, got {header!r}")
-    if not path.is_file():
-        raise UsageError(f"there is no file {path}")
+    needed(path)
     with path.open("rb") as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as text:
         lines = _without_header(_lines(text, path.name), header, width)
         chunk = list(islice(lines, chunk_rows))

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that are read, and files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,46 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fused_loss.export.errors import UsageError
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """The argument `path` of a public function.
+
+    Raises:
+        TypeError: It is no path.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a path such as 'model.onnx', got {path!r}")
+    return Path(path)
+
+
+def needed(path: Path, error: type[Exception] = UsageError) -> None:
+    """Nothing where there is a file to read at `path`, and `error` where there is none."""
+    if path.is_dir():
+        raise error(f"{path} is a folder, a file is needed")
+    if not path.is_file():
+        raise error(f"there is no file {path}")
+
+
+def target(path: str | os.PathLike[str]) -> Path:
+    """The file that `path` names, links followed, if it can be made or replaced.
+
+    Raises:
+        FileNotFoundError: The folder does not exist.
+        IsADirectoryError, ValueError: `path` is a folder, or a device.
+    """
+    found = Path(path).resolve()
+    if not found.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {found.parent}: make it first")
+    if found.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: give the name of a file in it")
+    if found.exists() and not found.is_file():
+        raise ValueError(f"{path} is not a regular file")
+    return found
 
 
 @contextmanager
@@ -20,27 +59,23 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     followed: the file that it names is replaced.
 
     Raises:
-        FileNotFoundError: The folder does not exist.
-        IsADirectoryError, ValueError: `path` is a folder, or a device.
+        FileNotFoundError, IsADirectoryError, ValueError: As `target`.
         OSError: The folder cannot be written to, or the disk is full.
     """
-    target = Path(path).resolve()
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {target.parent}: make it first")
-    if target.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: give the name of a file in it")
-    if target.exists() and not target.is_file():
-        raise ValueError(f"{path} is not a regular file")
-    temporary = target.with_name(f".{target.stem[:64]}.{secrets.token_hex(6)}{target.suffix[:16]}")
+    final = target(path)
+    temporary = final.with_name(f".{final.stem[:64]}.{secrets.token_hex(6)}{final.suffix[:16]}")
     try:
         # Created here and not by tempfile, so that the file has the permissions of any other.
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except OSError as error:
-        raise type(error)(error.errno, error.strerror, str(path)) from error
+        said = error.strerror
+        if error.errno in CLOSED:
+            said = f"{said}: choose a folder that can be written to, or change its permissions"
+        raise type(error)(error.errno, said, str(path)) from error
     try:
         yield temporary
         _flush(temporary)
-        os.replace(temporary, target)
+        os.replace(temporary, final)
     except OSError as error:
         if error.errno in FULL:
             said = f"{os.strerror(error.errno)}: what was there is kept"
@@ -48,7 +83,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
-    _flush_folder(target.parent)
+    _flush_folder(final.parent)
 
 
 def _flush(path: Path) -> None:

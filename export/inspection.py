@@ -8,11 +8,11 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from fused_loss.export.admission import examined
 from fused_loss.export.errors import OnnxLoadError, require
+from fused_loss.export.files import as_path
 from fused_loss.export.meaning import REGRESSION, entries
 from fused_loss.export.outline import mapped, read_outline
 from fused_loss.export.seal import KEY, PREFIX, WEIGHTS_KEY, digest, weights_digest
@@ -100,18 +100,20 @@ def inspect_onnx(path: str | os.PathLike[str]) -> Inspection:
     Raises:
         FileNotFoundError: No file at `path`.
         OnnxLoadError: It is not a model, or names external data that is not its own.
+        TypeError: `path` is no path.
         MissingDependencyError: onnx is not installed.
     """
     onnx = require("onnx")
-    found = examined(Path(path))
+    path = as_path(path)
+    found = examined(path)
     with mapped(found.path) as view:
-        outline, sha256 = read_outline(view, Path(path).name), digest(view)
+        outline, sha256 = read_outline(view, path.name), digest(view)
         weights = sum(math.prod(tensor.dims) for tensor in outline.tensors)
         weights_sha256, size = weights_digest(outline, found.path.parent), len(view)
     try:
         model = onnx.load(str(found.path), load_external_data=False)
     except Exception as error:
-        raise OnnxLoadError(f"{Path(path).name} is not a valid ONNX model: {error}") from error
+        raise OnnxLoadError(f"{path.name} is not a valid ONNX model: {error}") from error
     about = {key: x for key, x in entries(found.metadata).items() if key not in DIGESTS}
     roles = about.get("roles")
     by_name = {name: role for role, name in roles.items()} if isinstance(roles, dict) else {}
@@ -120,7 +122,7 @@ def inspect_onnx(path: str | os.PathLike[str]) -> Inspection:
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     return Inspection(
-        file=Path(path).name,
+        file=path.name,
         size=size,
         sha256=sha256,
         is_sealed=found.is_sealed,

@@ -13,6 +13,7 @@ import numpy as np
 from fused_loss.export.csv_rows import TableError
 from fused_loss.export.errors import UsageError, require
 from fused_loss.export.feeds import Port
+from fused_loss.export.files import needed
 
 BUFFER = 1 << 20  # bytes of a column that are read at once, where whole row groups would be
 
@@ -33,8 +34,7 @@ class ParquetRows:
 
     def __init__(self, path: Path, ports: Sequence[Port], stack: ExitStack) -> None:
         parquet = require("pyarrow.parquet", "parquet")
-        if not path.is_file():
-            raise UsageError(f"there is no file {path}")
+        needed(path)
         self._arrow, self._path, self._ports = require("pyarrow", "parquet"), path, ports
         try:
             self._file = stack.enter_context(

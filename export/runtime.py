@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from fused_loss.export.binding import BoundHeads
 from fused_loss.export.errors import OnnxLoadError
 from fused_loss.export.feeds import port
+from fused_loss.export.files import as_path
 from fused_loss.export.meaning import read_meaning
 from fused_loss.export.session import EmptyBatchError, Provider, open_session
 
@@ -52,6 +52,7 @@ class OnnxDualHead:
         OnnxLoadError: onnxruntime cannot load it, it has changed since it was exported, it does not
             have two heads, or an input is of a type that NumPy lacks.
         MissingDependencyError: onnxruntime is not installed.
+        TypeError: `path` is no path.
         ValueError: A number of threads below 1, or a provider that onnxruntime does not have.
     """
 
@@ -64,7 +65,7 @@ class OnnxDualHead:
         spinning: bool = True,
         sha256: str | None = None,
     ) -> None:
-        self.path = Path(path)
+        self.path = as_path(path)
         self._session = open_session(
             self.path, threads=threads, providers=providers, spinning=spinning, sha256=sha256
         )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fused_loss.export.errors import OnnxExportError, UsageError, require
+from fused_loss.export.files import needed
 
 
 def load_model(spec: str) -> nn.Module:
@@ -57,8 +58,7 @@ def load_checkpoint(model: nn.Module, path: Path) -> None:
         OnnxExportError: Not a state dict, or not this model's.
         MissingDependencyError: safetensors is not installed.
     """
-    if not path.is_file():
-        raise UsageError(f"there is no checkpoint {path}")
+    needed(path)
     own = model.state_dict()
     known = {_bare(key): key for key in own}
     state = _without_module({_bare(key): value for key, value in _read(path).items()}, known)
@@ -93,8 +93,9 @@ def _imported(name: str) -> Any:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:  # a script may leave at its end
         missing = isinstance(error, ModuleNotFoundError) and error.name
-        if missing and f"{name}.".startswith(f"{missing}."):
-            raise UsageError(f"there is no module {name!r} here or installed") from error
+        if (missing and f"{name}.".startswith(f"{missing}.")) or name.startswith("."):
+            mend = ": write it as after `import`, without .py" if name.endswith(".py") else ""
+            raise UsageError(f"there is no module {name!r} here or installed{mend}") from error
         raise OnnxExportError(f"importing {name} fails: {_named(error)}") from error
 
 

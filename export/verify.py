@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -13,6 +12,7 @@ from torch import nn
 from fused_loss.export.check import accepted, blank_report, check_file, expected, run
 from fused_loss.export.errors import ModelError
 from fused_loss.export.evaluation import evaluation_copy
+from fused_loss.export.files import as_path, needed
 from fused_loss.export.heads import as_roles
 from fused_loss.export.inputs import data_cases, drawn_cases, standard_example
 from fused_loss.export.metadata import recorded
@@ -94,9 +94,8 @@ def verify_onnx(
         MissingDependencyError: onnx or onnxruntime is not installed.
     """
     sizes = batch_sizes("batches", batches)
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+    path = as_path(path)
+    needed(path, FileNotFoundError)
     structure = read_structure(path)
     names = tuple(structure.inputs or ("input",)) if input_names is None else tuple(input_names)
     signature = Signature(names, tuple(output_names))

@@ -148,8 +148,8 @@ def test_another_file_than_the_one_wanted_is_refused(folder):
 
 
 def test_a_file_that_is_not_there_or_is_none(tmp_path):
-    for path in (tmp_path / "no.onnx", tmp_path):
-        with pytest.raises(FileNotFoundError, match="there is no file"):
+    for path, said in ((tmp_path / "no.onnx", "there is no file"), (tmp_path, "is a folder")):
+        with pytest.raises(FileNotFoundError, match=said):
             admitted(path)
 
 

@@ -36,6 +36,7 @@ def test_a_file_that_has_changed_is_shown_and_is_1(here, capsys):
     ("words", "code", "said"),
     [
         (("no.onnx",), 2, "there is no file no.onnx"),
+        ((".",), 2, ". is a folder, a file is needed"),
         ((), 2, "the following arguments are required: FILE"),
         (("cut.onnx",), 1, "cut.onnx is not a valid ONNX model: it is cut short"),
     ],

@@ -3,9 +3,11 @@ import os
 import stat
 
 import pytest
-from _export import contents
+from _export import contents, mlp, rows
 
-from fused_loss.export.files import replacing
+from fused_loss.export import OnnxDualHead, export_onnx, inspect_onnx, verify_onnx
+from fused_loss.export.errors import UsageError
+from fused_loss.export.files import as_path, needed, replacing
 
 
 def test_the_file_appears_when_the_block_ends_and_is_hidden_before(tmp_path):
@@ -102,5 +104,32 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "open", refuse)  # a read-only folder is no obstacle to root
     with pytest.raises(PermissionError) as caught, replacing(tmp_path / "m.onnx"):
         pytest.fail("the block must not run")
-    assert str(caught.value) == f"[Errno 13] Permission denied: '{tmp_path / 'm.onnx'}'"
+    assert str(caught.value) == (
+        "[Errno 13] Permission denied: choose a folder that can be written to, or change its "
+        f"permissions: '{tmp_path / 'm.onnx'}'"
+    )
     assert contents(tmp_path) == {}
+
+
+def test_what_is_read_is_a_file(tmp_path):
+    (tmp_path / "x.csv").touch()
+    needed(tmp_path / "x.csv")
+    with pytest.raises(UsageError, match=r"there is no file .*no\.csv"):
+        needed(tmp_path / "no.csv")
+    with pytest.raises(FileNotFoundError, match="is a folder, a file is needed"):
+        needed(tmp_path, FileNotFoundError)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        as_path,
+        inspect_onnx,
+        OnnxDualHead,
+        lambda path: verify_onnx(path, mlp()),
+        lambda path: export_onnx(mlp(), rows(), path),
+    ],
+)
+def test_a_path_that_is_none_is_named(call):
+    with pytest.raises(TypeError, match=r"^path must be a path such as 'model.onnx', got None$"):
+        call(None)

@@ -238,7 +238,7 @@ def test_a_file_that_cannot_be_run_is_named(tmp_path):
     path = tmp_path / "m.onnx"
     with pytest.raises(FileNotFoundError, match=f"there is no file {path}"):
         OnnxDualHead(path)
-    with pytest.raises(FileNotFoundError, match="there is no file"):
+    with pytest.raises(FileNotFoundError, match="is a folder, a file is needed"):
         OnnxDualHead(tmp_path)
     for content in (b"", b"no protobuf", mlp_bytes()[:100]):
         path.write_bytes(content)

@@ -67,6 +67,8 @@ def test_a_factory_is_called_and_a_module_is_taken():
         (":make", UsageError, "must be package.module:factory"),
         ("factories_of_sources:", UsageError, "must be package.module:factory"),
         ("no_such_module.x:make", UsageError, "there is no module 'no_such_module.x' here"),
+        ("factories_of_sources.py:make", UsageError, "here or installed: .* without .py"),
+        ("./factories_of_sources.py:make", UsageError, "here or installed: .* without .py"),
         ("factories_of_sources:nope", UsageError, "factories_of_sources has no 'nope'"),
         ("factories_of_sources:nothing", UsageError, "gives dict, a torch.nn.Module is needed"),
         ("factories_of_sources:fails", OnnxExportError, "raises KeyError: 'no such thing'"),
@@ -158,7 +160,7 @@ def test_what_is_no_state_dict_of_the_model_is_named(tmp_path, content, said, ca
 
 
 def test_a_checkpoint_that_is_not_there_or_damaged(tmp_path):
-    with pytest.raises(UsageError, match="there is no checkpoint"):
+    with pytest.raises(UsageError, match=r"there is no file .*w\.pt"):
         load_checkpoint(mlp(), tmp_path / "w.pt")
     for name in ("w.pt", "w.safetensors"):
         (tmp_path / name).write_bytes(b"\x00" * 9)
