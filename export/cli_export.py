@@ -9,10 +9,10 @@ from pathlib import Path
 from fused_loss.export.arrays import load_rows, model_dtype
 from fused_loss.export.cli_model import add_options, load_named, note, reporting, words
 from fused_loss.export.cli_options import add_file_options, file_options
-from fused_loss.export.errors import OnnxVerificationError, UsageError
+from fused_loss.export.errors import OnnxVerificationError, UsageError, as_usage
 from fused_loss.export.progress import bar
 from fused_loss.export.signature import INPUT_NAMES
-from fused_loss.export.to_onnx import export_onnx, failed_path
+from fused_loss.export.to_onnx import export_onnx, failed_path, model_path
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -30,12 +30,12 @@ def run(args: argparse.Namespace) -> int:
     """Export; 0 once the file is at OUT.
 
     Raises:
-        UsageError: OUT is a folder, or exists without --force; no inputs are named; options
-            that do not go together or do not fit the model; or see `load_named`.
+        UsageError: OUT cannot be a model file, or exists without --force; no inputs are named;
+            options that do not go together or do not fit the model; or see `load_named`.
         OnnxExportError, OnnxVerificationError: As `export_onnx`.
     """
-    if args.out.is_dir():
-        raise UsageError(f"{args.out} is a folder: give the name of a file in it")
+    with as_usage(OSError, ValueError):
+        model_path(args.out)
     if args.out.exists() and not args.force:
         raise UsageError(f"{args.out} exists: --force replaces it, once the new file is verified")
     if args.input_shape is None and args.example is None:
@@ -51,7 +51,11 @@ def run(args: argparse.Namespace) -> int:
         note("no --checkpoint: these are the weights that the factory made")
     shown = args.quantize is not None and not args.quiet and sys.stderr.isatty()
     try:
-        with reporting(args) as accept, bar("calibrating", shown) as progress:
+        with (
+            as_usage(TypeError, ValueError),
+            reporting(args) as accept,
+            bar("calibrating", shown) as progress,
+        ):
             result = export_onnx(
                 named.model,
                 named.example,
@@ -66,8 +70,6 @@ def run(args: argparse.Namespace) -> int:
                 **named.keywords,
             )
             accept(result.report)
-    except (TypeError, ValueError) as error:
-        raise UsageError(str(error)) from error
     except OnnxVerificationError:
         if args.keep_failed:
             note(f"the refused file is kept as {failed_path(args.out)}")

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from fused_loss.export.csv_rows import HEADER
-from fused_loss.export.errors import UsageError
+from fused_loss.export.errors import UsageError, as_usage
+from fused_loss.export.files import needed, target
 from fused_loss.export.progress import bar
 from fused_loss.export.runtime import OnnxDualHead
 from fused_loss.export.tables import predict_file
@@ -31,7 +32,8 @@ def run(args: argparse.Namespace) -> int:
     """Predict; 0 once OUT is complete.
 
     Raises:
-        UsageError: A file that is missing, of an unknown kind, or both read and written.
+        UsageError: A file that is missing, of an unknown kind, or both read and written; an OUT
+            that cannot be a file.
         OnnxLoadError, TableError, ValueError: As `OnnxDualHead` and `predict_file`.
     """
     _check_files(args)
@@ -47,8 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_files(args: argparse.Namespace) -> None:
     for path in (args.model, args.input):
-        if not path.is_file():
-            raise UsageError(f"there is no file {path}")
+        needed(path)
     if args.input.suffix not in SOURCES:
         raise UsageError(f"{args.input} must be one of {', '.join(SOURCES)}")
     if args.threads < 1:
@@ -59,3 +60,5 @@ def _check_files(args: argparse.Namespace) -> None:
         raise UsageError(f"{args.output} must be one of {', '.join(TARGETS)}")
     if args.output.resolve() in (args.model.resolve(), args.input.resolve()):
         raise UsageError(f"{args.output} is read from: give -o another name")
+    with as_usage(OSError, ValueError):
+        target(args.output)

@@ -6,8 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from fused_loss.export.admission import admitted
 from fused_loss.export.cli_model import add_options, load_named, reporting, words
-from fused_loss.export.errors import UsageError
+from fused_loss.export.errors import OnnxLoadError, as_usage
+from fused_loss.export.files import needed
 from fused_loss.export.metadata import recorded
 from fused_loss.export.quantize import MIN_LABEL_AGREEMENT
 from fused_loss.export.signature import INPUT_NAMES
@@ -34,31 +36,29 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         UsageError: No such file, options that do not fit it, or see `load_named`.
+        OnnxLoadError: It is not a model, or not what was exported: there is nothing to verify.
         OnnxExportError, OnnxVerificationError: As `verify_onnx`.
     """
-    if not args.out.is_file():
-        raise UsageError(f"there is no file {args.out}")
+    needed(args.out)
+    admitted(args.out)
     structure = read_structure(args.out)
-    if structure.problems:  # there are no inputs to give rows to
-        args.input_shape = args.example = args.verify_data = None
+    if structure.problems:
+        raise OnnxLoadError(f"{args.out.name} is {structure.problems[0]}")
     names = args.input_names or tuple(structure.inputs) or INPUT_NAMES
     named = load_named(args, names, _normalize(structure))
-    try:
-        with reporting(args) as accept:
-            accept(
-                verify_onnx(
-                    args.out,
-                    named.model,
-                    named.example,
-                    data=named.data,
-                    input_names=names,
-                    batches=args.verify_batches,
-                    min_label_agreement=args.min_label_agreement,
-                    **named.keywords,
-                )
+    with as_usage(TypeError, ValueError), reporting(args) as accept:
+        accept(
+            verify_onnx(
+                args.out,
+                named.model,
+                named.example,
+                data=named.data,
+                input_names=names,
+                batches=args.verify_batches,
+                min_label_agreement=args.min_label_agreement,
+                **named.keywords,
             )
-    except (TypeError, ValueError) as error:
-        raise UsageError(str(error)) from error
+        )
     return 0
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -40,6 +42,15 @@ class OnnxVerificationError(RuntimeError):
 
 class UsageError(ValueError):
     """What a command line names does not exist, or cannot be meant."""
+
+
+@contextmanager
+def as_usage(*kinds: type[Exception]) -> Iterator[None]:
+    """Errors of these kinds are the command line's fault, and are said as they are."""
+    try:
+        yield
+    except kinds as error:
+        raise UsageError(str(error)) from error
 
 
 class MissingDependencyError(ImportError):

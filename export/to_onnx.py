@@ -13,7 +13,7 @@ from torch import nn
 
 from fused_loss.export.draft import Draft
 from fused_loss.export.errors import OnnxVerificationError, require
-from fused_loss.export.files import replacing
+from fused_loss.export.files import as_path, replacing, target
 from fused_loss.export.heads import as_roles
 from fused_loss.export.inputs import data_cases, drawn_cases
 from fused_loss.export.metadata import weights_file
@@ -134,6 +134,7 @@ def export_onnx(
         TypeError, ValueError: An argument that is not what it must be.
         MissingDependencyError: onnx, onnxruntime or onnxscript is not installed.
     """
+    path = model_path(path)
     signature = Signature(tuple(input_names), tuple(output_names))
     asked = options(
         signature.input_names,
@@ -167,7 +168,7 @@ def export_onnx(
             opset,
             weights.take if beside else None,
         )
-        draft = Draft(temporary, proto, reference, asked, rules, weights, Path(path).name, seed)
+        draft = Draft(temporary, proto, reference, asked, rules, weights, path.name, seed)
         try:
             if data is None:
                 draft.verify(drawn_cases(reference.example, sizes, seed), "example")
@@ -181,9 +182,27 @@ def export_onnx(
                 weights.keep()
             raise
         report = draft.finish()
-        former = weights_file(Path(path))
+        former = weights_file(path)
     weights.replaced(former)
-    return ExportResult(Path(path), report, report.sha256)
+    return ExportResult(path, report, report.sha256)
+
+
+def model_path(path: str | os.PathLike[str]) -> Path:
+    """Where a model file can be made or replaced.
+
+    Raises:
+        TypeError: No path.
+        FileNotFoundError, IsADirectoryError, ValueError: As `target`; or an ending by which onnx
+            reads another format.
+        MissingDependencyError: onnx is not installed.
+    """
+    path = as_path(path)
+    target(path)
+    formats = require("onnx").serialization.registry
+    kind = formats.get_format_from_file_extension(path.suffix)
+    if kind not in (None, "protobuf"):
+        raise ValueError(f"{path} would be read as {kind}: give it a name that ends in .onnx")
+    return path
 
 
 def failed_path(path: str | os.PathLike[str]) -> Path:

@@ -56,13 +56,34 @@ def test_other_names_are_3(capsys):
 
 
 @pytest.mark.parametrize("size", [0, 100])
-def test_a_damaged_file_is_3_whatever_rows_are_given(here, capsys, size):
+def test_a_damaged_file_is_1_whatever_rows_are_given(here, capsys, size):
     (here / "m.onnx").write_bytes(mlp_bytes()[:size])
     np.savez("x.npz", a=rows(3).numpy(), b=rows(3).numpy())
     for options in ((), ("--example", "x.npz"), ("--input-shape", 4), ("--verify-data", "x.npz")):
         code, _, err = called(capsys, "verify", "m.onnx", *MODEL, *options)
-        assert code == 3
-        assert err.startswith("fused-loss: m.onnx is refused:\nnot a valid ONNX model")
+        assert code == 1
+        assert err.startswith("fused-loss: m.onnx is not a valid ONNX model: it is ")
+
+
+def test_there_is_nothing_to_verify_in_what_predict_does_not_run_either(here, capsys):
+    """One exit code for a checkpoint, a graph that is none and a changed file: see cli.py."""
+
+    def unknown(graph):
+        graph.node[0].op_type = "Unheard"
+
+    torch.save(mlp().state_dict(), "w.pt")
+    (here / "graph.onnx").write_bytes(edited(mlp_bytes(), unknown))
+    (here / "flipped.onnx").write_bytes(mlp_bytes()[:-1] + b"?")
+    np.save("x.npy", rows(1).numpy())
+    for name, said in (
+        ("w.pt", "is not a valid ONNX model: it is a zip archive"),
+        ("graph.onnx", "Unheard"),
+        ("flipped.onnx", "is not what was exported: its sha256"),
+    ):
+        for words in (("verify", name, *MODEL), ("predict", name, "x.npy")):
+            code, out, err = called(capsys, *words)
+            assert (code, out) == (1, "")
+            assert said in err
 
 
 def test_what_is_not_there_is_2(capsys):

@@ -226,6 +226,9 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path, monkeypatch):
         export_onnx(mlp(), rows(), missing)
     with pytest.raises(IsADirectoryError, match="is a folder: give the name of a file in it"):
         export_onnx(mlp(), rows(), tmp_path)
+    for name in ("m.json", "m.pbtxt", "m.onnxtxt"):  # which onnx would read by its ending
+        with pytest.raises(ValueError, match=f"{name} would be read as .* that ends in .onnx"):
+            export_onnx(mlp(), rows(), tmp_path / name)
     opened = os.open
 
     def read_only(name, flags, *args, **options):
@@ -234,7 +237,7 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path, monkeypatch):
         return opened(name, flags, *args, **options)
 
     monkeypatch.setattr(os, "open", read_only)
-    with pytest.raises(PermissionError, match=r"Permission denied: '.*/m.onnx'"):
+    with pytest.raises(PermissionError, match=r"change its permissions: '.*/m.onnx'"):
         export_onnx(mlp(), rows(), tmp_path / "m.onnx")
     assert contents(tmp_path) == {}
 
