@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fused_loss.export.arrays import load_rows, model_dtype
-from fused_loss.export.errors import OnnxVerificationError, UsageError
+from fused_loss.export.errors import OnnxVerificationError, UsageError, as_usage
 from fused_loss.export.files import replacing
 from fused_loss.export.heads import as_roles
 from fused_loss.export.options import options
@@ -88,13 +88,11 @@ def load_named(
         OnnxExportError: The factory or the checkpoint fails.
     """
     _check_written(args)
-    try:
+    with as_usage(TypeError, ValueError):
         names = Signature(tuple(input_names), tuple(args.output_names)).input_names
         batch_sizes("--verify-batches", args.verify_batches)
         as_roles(args.roles)
         scalings = options(names, normalize=normalize).normalize
-    except (TypeError, ValueError) as error:
-        raise UsageError(str(error)) from error
     torch.manual_seed(args.seed)
     model = load_model(args.model)
     if args.checkpoint is not None:
@@ -108,10 +106,8 @@ def load_named(
                 "--input-shape is for one input: give the rows of several as --example"
             )
         drawn = torch.randn(EXAMPLE_ROWS, *args.input_shape, dtype=dtype)
-        try:
+        with as_usage(ValueError):
             example = restored((drawn,), names, scalings)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
     if args.example is not None:
         example = load_rows(args.example, names, dtype)
     if args.verify_data is not None:
@@ -163,7 +159,12 @@ def pairs(text: str) -> dict[str, str]:
 def limit(text: str) -> tuple[str, float]:
     """ "price:0.5" -> ("price", 0.5); without a name it is of every output, ""."""
     name, _, number = text.rpartition(":")
-    return name, float(number)
+    try:
+        return name, float(number)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be a number, or one of an output, as in price:0.5"
+        ) from None
 
 
 def limits(given: Sequence[tuple[str, float]] | None) -> float | dict[str, float] | None:
@@ -182,14 +183,19 @@ def limits(given: Sequence[tuple[str, float]] | None) -> float | dict[str, float
     return by_output[""]
 
 
-def whole_numbers(text: str) -> tuple[int, ...]:
-    """ "0,1,2" -> (0, 1, 2)."""
-    return tuple(int(word) for word in text.split(","))
+def whole_numbers(text: str, like: str = "0,1,64") -> tuple[int, ...]:
+    """ "0,1,2" -> (0, 1, 2); `like` is an example for who writes something else."""
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be whole numbers with commas between, as in {like}"
+        ) from None
 
 
 def shape(text: str) -> tuple[int, ...]:
     """ "3,8,8" -> (3, 8, 8)."""
-    sizes = whole_numbers(text)
+    sizes = whole_numbers(text, like="3,8,8")
     if min(sizes) < 1:
         raise argparse.ArgumentTypeError(f"{text} must hold sizes of 1 and above")
     return sizes

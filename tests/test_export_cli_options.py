@@ -107,7 +107,7 @@ def test_int8_says_what_it_costs(capsys):
         (("--roles", "loss=7"), "roles names '7' as loss"),
         (("--atol", "x:1"), "atol names 'x', the outputs are"),
         (("--atol", "1", "--atol", "regression_output:2"), "each by its name"),
-        (("--rtol", "much"), "argument --rtol: invalid limit value: 'much'"),
+        (("--rtol", "much"), "--rtol: 'much' must be a number, or one of an output"),
     ],
 )
 def test_what_cannot_be_meant_is_usage(here, capsys, words, said):
