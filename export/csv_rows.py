@@ -41,13 +41,13 @@ def read_csv(
     Raises:
         UsageError: No such file.
         TableError: A row of another length, a cell that is not a finite number of this dtype, an
-            empty line between rows, or text that is not UTF-8.
+            empty line between rows, no line where there may be a header, or text that is not UTF-8.
     """
     if header not in HEADER:
         raise ValueError(f"header must be one of {HEADER}, got {header!r}")
     needed(path)
     with path.open("rb") as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as text:
-        lines = _without_header(_lines(text, path.name), header, width)
+        lines = _without_header(_lines(text, path.name), header, width, path.name)
         chunk = list(islice(lines, chunk_rows))
         while True:
             yield _numbers(chunk, width, dtype), raw.tell()
@@ -71,10 +71,15 @@ def _lines(text: io.TextIOWrapper, name: str) -> Iterator[_Line]:
         raise TableError(f"{name}, after line {reader.line_num}: {error}") from error
 
 
-def _without_header(lines: Iterator[_Line], header: str, width: int) -> Iterator[_Line]:
+def _without_header(lines: Iterator[_Line], header: str, width: int, name: str) -> Iterator[_Line]:
     first = next(lines, None)
     if first is None:
-        return
+        if header == "no":
+            return
+        raise TableError(
+            f"{name} has no line, not even of names: was it written to the end? "
+            "If it is meant to hold no rows, say --header no"
+        )
     if _is_header(first, header):
         _check_width(first, width)
     else:

@@ -42,9 +42,17 @@ def test_the_same_rows_in_many_spellings(table, text):
     assert found.tolist() == [[1, 2], [3, 4]]
 
 
-@pytest.mark.parametrize("text", ["", "\n\n", "\ufeff", "a,b\n", "a,b"])
-def test_no_rows_are_an_empty_array(table, text):
+@pytest.mark.parametrize("text", ["a,b\n", "a,b"])
+def test_names_alone_are_no_rows(table, text):
     assert table(text).shape == (0, 2)
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "\ufeff"])
+def test_a_file_without_a_line_is_no_table_unless_it_can_have_no_header(table, text):
+    assert table(text, header="no").shape == (0, 2)
+    for header in ("auto", "yes"):
+        with pytest.raises(TableError, match=r"rows.csv has no line, .* say --header no"):
+            table(text, header=header)
 
 
 def test_a_header_is_what_has_no_number_in_it_unless_it_is_said(table):
