@@ -12,6 +12,8 @@ from fused_loss.export.errors import OnnxLoadError, require
 
 FATAL = 4  # of onnxruntime's log levels: what goes wrong is raised, not printed
 CPU = "CPUExecutionProvider"
+GPU = {"CUDAExecutionProvider", "TensorrtExecutionProvider"}
+GPU_BUILD = "install onnxruntime-gpu in the place of onnxruntime, which is built for the CPU"
 
 # Those of onnxruntime 1.32 and before end the whole process on an empty batch.
 FATAL_ON_NOTHING = {"LSTM", "GRU"}
@@ -58,7 +60,8 @@ def open_session(
     names = [provider if isinstance(provider, str) else provider[0] for provider in chosen]
     available = onnxruntime.get_available_providers()
     if not names or not set(names) <= set(available):  # onnxruntime would warn and use the CPU
-        raise ValueError(f"providers must be some of {available}, got {names}")
+        mend = f": {GPU_BUILD}" if GPU & {*names} - {*available} else ""
+        raise ValueError(f"providers must be some of {available}, got {names}{mend}")
     if CPU not in names:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:

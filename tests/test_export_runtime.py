@@ -161,11 +161,15 @@ def test_threads_of_python_share_a_session(path):
             assert all(map(np.array_equal, found, expected))
 
 
-def test_threads_below_one_and_a_provider_that_is_not_there(path):
+def test_threads_below_one_and_a_provider_that_is_not_there(path, monkeypatch):
     with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
         OnnxDualHead(path, threads=0)
-    with pytest.raises(ValueError, match=r"providers must be some of .*CPUExecutionProvider"):
+    with pytest.raises(ValueError, match=r"providers must be some of .*CPUExecutionProvider'\]$"):
         OnnxDualHead(path, providers=["NoSuchProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    for provider in ("CUDAExecutionProvider", ("TensorrtExecutionProvider", {})):
+        with pytest.raises(ValueError, match="install onnxruntime-gpu in the place of onnxruntim"):
+            OnnxDualHead(path, providers=[provider, "CPUExecutionProvider"])
     with pytest.raises(ValueError, match=r"providers must be some of .*, got \[\]"):
         OnnxDualHead(path, providers=[])
     session = OnnxDualHead(path, providers=[("CPUExecutionProvider", {})])
