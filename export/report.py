@@ -126,7 +126,7 @@ class VerificationReport:
     seed: int
     source: str
     problems: tuple[str, ...] = ()
-    comparisons: tuple[Comparison, ...] = ()
+    comparisons: tuple[Comparison, ...] = dataclasses.field(default=(), repr=False)
     hint: str = ""
     quantization: Quantization | None = None
 

@@ -37,7 +37,7 @@ from fused_loss.export.trace import traced
 from fused_loss.export.weights import Outside, lie_outside
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ExportResult:
     """A file that was written and verified.
 
@@ -50,6 +50,15 @@ class ExportResult:
     path: Path
     report: VerificationReport
     sha256: str
+
+    def __repr__(self) -> str:
+        """The file, and how far each output is off; `report.summary()` says more."""
+        allowed = self.report.tolerance
+        errors = (
+            f"{name} off by {error:.1e} of {allowed[name]:.1e} allowed"
+            for name, error in self.report.observed_error.items()
+        )
+        return f"ExportResult({str(self.path)!r}, verified: {', '.join(errors)})"
 
 
 def export_onnx(

@@ -72,6 +72,11 @@ def test_the_file_and_its_result(tmp_path):
     assert result.sha256 == result.report.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert result.report.passed
     assert result.report.file == "m.onnx"
+    assert repr(result).startswith(
+        f"ExportResult({str(path)!r}, verified: regression_output off by "
+    )
+    assert len(repr(result)) < 200 + len(str(path))
+    assert "comparisons" not in repr(result.report)
 
     proto = onnx.load(path)
     onnx.checker.check_model(proto, full_check=True)
