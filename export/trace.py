@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import logging
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +22,9 @@ from fused_loss.export.signature import MAX_IR_VERSION, Signature, Tensors
 from fused_loss.export.state import OWN
 
 BFLOAT16 = 16  # of onnx.TensorProto
-SPEAKERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+SPEAKERS = ("torch.onnx", "torch.export", "torch.fx", "onnxscript", "onnx_ir")
+# Whose lines are not the user's.
+FOREIGN = tuple(str(Path(file).parent) for file in (torch.__file__, __file__))
 FIXED = "the batch axis is not free, does forward reshape to a number of rows? "
 # Rows of the traced batch: 0 and 1 are special to torch.export.
 TRACED_ROWS = 3
@@ -62,9 +66,7 @@ def traced(
     except (OnnxExportError, OSError):
         raise
     except Exception as error:
-        reason = _root(error)
-        fixed = FIXED if "static shape" in reason else ""
-        raise OnnxExportError(f"torch.onnx.export failed: {fixed}{reason}") from error
+        raise OnnxExportError(_told(error)) from error
     written = {entry.domain: entry.version for entry in proto.opset_import}.get("")
     if written != opset:
         raise OnnxExportError(
@@ -143,11 +145,26 @@ def _strip(graph: Any) -> None:
                 _strip(inner)
 
 
-def _root(error: BaseException) -> str:
+def _told(error: BaseException) -> str:
     """The first cause's message, without the exporter's general advice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error).strip() or type(error).__name__
+    reason = str(error).strip() or type(error).__name__
+    if "data-dependent" in reason:
+        return (
+            f"forward goes by the values of a tensor{_place(error)}, and a file goes one way for "
+            "all values: choose between results with torch.where, or go by shapes alone"
+        )
+    return f"torch.onnx.export failed: {FIXED if 'static shape' in reason else ''}{reason}"
+
+
+def _place(error: BaseException) -> str:
+    """The last line of the user's that led to it, in brackets, where there is one."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.line and not frame.filename.startswith(FOREIGN):
+            where = f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}"
+            return f" ({where}: `{frame.line}`)"
+    return ""
 
 
 @contextmanager

@@ -77,6 +77,31 @@ def test_the_first_cause_is_what_is_said_and_the_callers_state_comes_back(monkey
     assert capfd.readouterr() == ("", "")
 
 
+def test_where_a_model_goes_by_values_is_said_and_the_exporters_own_words_are_its_cause(
+    monkeypatch,
+):
+    def forward(x):
+        raise RuntimeError("a guard on a data-dependent expression, see TORCH_LOGS")
+
+    def fails(*args, **options):
+        try:
+            forward(None)
+        except RuntimeError as cause:
+            raise RuntimeError("general advice") from cause
+
+    monkeypatch.setattr(torch.onnx, "export", fails)
+    with pytest.raises(OnnxExportError) as caught:
+        traced(mlp(), (rows(),), Signature(), 20)
+    said = str(caught.value)
+    assert "(test_export_trace.py, line " in said
+    assert ', in forward: `raise RuntimeError("a guard on a data-dep' in said
+    assert said.endswith("choose between results with torch.where, or go by shapes alone")
+    assert str(caught.value.__cause__) == "general advice"
+    monkeypatch.setattr(trace_file, "FOREIGN", "")  # none of the lines is the user's
+    with pytest.raises(OnnxExportError, match="the values of a tensor, and a file goes one way"):
+        traced(mlp(), (rows(),), Signature(), 20)
+
+
 class Named(nn.Module):
     """Two heads, with a buffer of any name."""
 
