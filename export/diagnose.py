@@ -74,8 +74,14 @@ def _alike(one: np.ndarray, other: np.ndarray, slack: float = 0.0) -> bool:
     return bool((np.abs(one - other) <= ALIKE * size + slack).all())
 
 
-def hint(comparisons: Sequence[Comparison], seen: Pattern | None = None) -> str:
-    """A sentence, or nothing where every comparison passes; `seen` is what the values look like."""
+def hint(comparisons: Sequence[Comparison], seen: Pattern | None = None, unfit: str = "") -> str:
+    """A sentence, or nothing where every comparison passes.
+
+    Args:
+        comparisons: All of them.
+        seen: What the values look like.
+        unfit: What the inputs were drawn from, where it holds NaN or inf itself.
+    """
     seen = seen or Pattern()
     failed = [c for c in comparisons if not c.passed]
     if not failed:
@@ -85,6 +91,11 @@ def hint(comparisons: Sequence[Comparison], seen: Pattern | None = None) -> str:
     if all("the model itself" in c.problem for c in failed):
         return "is this the model that the file was made from?"
     if all("NaN" in c.problem or "finite" in c.problem for c in failed):
+        if unfit:
+            return (
+                f"the rows of {unfit} hold NaN or inf themselves: leave such rows out, unless "
+                "forward is made for them"
+            )
         return "does the model overflow, or hold NaN?"
     if seen.exchanged:
         return "each output holds the other's values: the heads are exchanged"

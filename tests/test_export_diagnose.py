@@ -55,6 +55,12 @@ def test_some_problems_say_it_themselves(problem, said):
     assert hint(comparisons(lambda *where: True, problem)) == said
 
 
+def test_inputs_that_are_not_finite_are_named_before_the_model():
+    made = comparisons(lambda *where: True, "PyTorch gives no finite value to compare with")
+    assert hint(made, unfit="example").startswith("the rows of example hold NaN or inf themselves")
+    assert "rows of" not in hint(comparisons(lambda *where: True), unfit="example")
+
+
 def test_a_relative_error_of_1e_8_is_that_of_a_number_kept_in_float32():
     assert "Python numbers in float32" in hint(comparisons(lambda *where: True, error=1e-8))
 

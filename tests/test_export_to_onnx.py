@@ -176,6 +176,26 @@ def test_a_forward_that_branches_on_the_batch_size_is_kept_as_a_failure_alone(tm
     assert digest == caught.value.report.sha256
 
 
+class Filled(nn.Module):
+    """Takes NaN for a value that is missing."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = mlp()
+
+    def forward(self, x):
+        return self.model(torch.where(x.isnan(), 0.5, x))
+
+
+def test_rows_of_nan_are_named_and_are_legal_for_a_model_that_is_made_for_them(tmp_path):
+    example = rows()
+    example[:, 1] = np.nan
+    with pytest.raises(OnnxVerificationError, match="\nthe rows of example hold NaN or inf them"):
+        export_onnx(mlp(), example, tmp_path / "m.onnx")
+    assert contents(tmp_path) == {}
+    assert export_onnx(Filled(), example, tmp_path / "m.onnx").report.passed
+
+
 class Fixed(nn.Module):
     """(N, 4) through a shape with the traced number of rows written in."""
 
