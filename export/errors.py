@@ -46,7 +46,11 @@ class UsageError(ValueError):
 
 @contextmanager
 def as_usage(*kinds: type[Exception]) -> Iterator[None]:
-    """Errors of these kinds are the command line's fault, and are said as they are."""
+    """Errors of these kinds are the command line's fault.
+
+    Raises:
+        UsageError: One of them, with its own words.
+    """
     try:
         yield
     except kinds as error:

@@ -27,7 +27,11 @@ def as_path(path: str | os.PathLike[str]) -> Path:
 
 
 def needed(path: Path, error: type[Exception] = UsageError) -> None:
-    """Nothing where there is a file to read at `path`, and `error` where there is none."""
+    """Nothing is done where there is a file to read.
+
+    Raises:
+        UsageError: No file at `path`, or a folder; as `error` where that is another type.
+    """
     if path.is_dir():
         raise error(f"{path} is a folder, a file is needed")
     if not path.is_file():

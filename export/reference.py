@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,10 @@ from torch.utils._pytree import tree_map
 from fused_loss.export.arrays import model_dtype
 from fused_loss.export.deployed import Before, Deployed
 from fused_loss.export.diagnose import COMPILING
-from fused_loss.export.errors import ModelError, OnnxExportError
+from fused_loss.export.errors import OnnxExportError
 from fused_loss.export.evaluation import evaluation_copy
-from fused_loss.export.heads import Layout, layout_of, picked
 from fused_loss.export.options import Options
+from fused_loss.export.probe import isolated, probed
 from fused_loss.export.signature import (
     CLASSIFICATION,
     LABEL,
@@ -77,7 +77,7 @@ class Reference:
         self._io = model_dtype(core) if options.dtype else None
         self.example = self.cast(example)
         before = Before(options, names, self.example)
-        layout, regression = _probed(core, before, self.example, dict(roles or {}), signature)
+        layout, regression = probed(core, before, self.example, dict(roles or {}), signature)
         self._exact: Deployed | None = Deployed(
             exact,
             Before(options, names, self.example, torch.float64),
@@ -139,33 +139,6 @@ class Reference:
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
             outputs = module(*(x.clone() for x in inputs))
             return _as_arrays(module.roles, outputs, rows=inputs[0].shape[0])
-
-
-@contextmanager
-def isolated() -> Iterator[None]:
-    """No gradient, no autocast, the CPU by default, and the caller's random state kept."""
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.autocast("cpu", enabled=False))
-        if torch.get_default_device().type != "cpu":
-            stack.enter_context(torch.device("cpu"))
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        yield
-
-
-def _probed(
-    core: nn.Module, before: Before, example: Tensors, roles: dict[str, str], signature: Signature
-) -> tuple[Layout, Tensor | None]:
-    """What the model returns for the example: which is what, and the regression output."""
-    try:
-        with isolated():
-            outputs = core(*before(*(x.clone() for x in example)))
-    except Exception as error:
-        given = ", ".join(f"{tuple(x.shape)} {x.dtype}" for x in example)
-        raise ModelError(f"the model itself fails on {given}: {error}") from error
-    layout = layout_of(outputs, roles, signature.output_names)
-    found = dict(zip(layout, picked(outputs, layout), strict=True))
-    return layout, found.get(REGRESSION)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import nn
 
 from fused_loss.export.errors import OnnxExportError
 from fused_loss.export.losses import ComposedLosses
-from fused_loss.export.reference import isolated
+from fused_loss.export.probe import isolated
 from fused_loss.export.signature import MAX_IR_VERSION, Signature, Tensors
 from fused_loss.export.state import OWN
 
