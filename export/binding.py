@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fused_loss.export.feeds import Port
+from fused_loss.export.feeds import Port, unknown_index
 
 
 class BoundHeads:
@@ -29,6 +29,7 @@ class BoundHeads:
         self.outputs = tuple(np.zeros(port.sized(rows), port.dtype) for port in outputs)
         self._session, self._binding = session, session.io_binding()
         self._lock = threading.Lock()
+        self._names = [port.name for port in inputs]
         for bind, ports, arrays in (
             (self._binding.bind_input, inputs, self.inputs),
             (self._binding.bind_output, outputs, self.outputs),
@@ -42,11 +43,16 @@ class BoundHeads:
 
         Raises:
             RuntimeError: Another thread is within this call.
+            ValueError: An index is out of the model's range.
         """
         if not self._lock.acquire(blocking=False):
             raise RuntimeError("these arrays are in use by another thread: bind() its own")
         try:
             self._session.run_with_iobinding(self._binding)
+        except Exception as error:
+            if said := unknown_index(error, dict(zip(self._names, self.inputs, strict=True))):
+                raise ValueError(said) from error
+            raise
         finally:
             self._lock.release()
         regression, classification = self.outputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,10 @@ DTYPES = {
     "tensor(uint64)": "uint64",
     "tensor(bool)": "bool",
 }
+
+
+# How onnxruntime says it, of a Gather, a GatherElements, a GatherND and a ScatterND.
+OUT_OF_RANGE = ("out of data bounds", "Out of range value in", "invalid index", "invalid indice")
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,16 @@ def port(node: Any) -> Port:
     if node.type not in DTYPES:
         raise OnnxLoadError(f"{node.name} is a {node.type}, which cannot be given as a NumPy array")
     return Port(node.name, tuple(node.shape), np.dtype(DTYPES[node.type]))
+
+
+def unknown_index(error: Exception, feeds: Mapping[str, np.ndarray]) -> str:
+    """What to say where onnxruntime met an index that is out of range; of another error nothing."""
+    said = str(error).rpartition("Status Message: ")[2].rpartition("] ")[2].strip()
+    if not any(words in said for words in OUT_OF_RANGE):
+        return ""
+    whole = {name: array for name, array in feeds.items() if array.dtype.kind in "iu"} or feeds
+    held = ", ".join(f"{name} holds {x.min()} to {x.max()}" for name, x in whole.items() if x.size)
+    return f"an index is none that the model knows ({said}): {held}; look for the rows beyond"
 
 
 def _as_array(name: str, value: Any) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fused_loss.export.binding import BoundHeads
 from fused_loss.export.errors import OnnxLoadError
-from fused_loss.export.feeds import port
+from fused_loss.export.feeds import port, unknown_index
 from fused_loss.export.files import as_path
 from fused_loss.export.meaning import read_meaning
 from fused_loss.export.session import EmptyBatchError, Provider, open_session
@@ -93,7 +93,8 @@ class OnnxDualHead:
 
         Raises:
             TypeError: Not an array or a tensor, another dtype, or another byte order.
-            ValueError: The wrong number of inputs, or shapes that the model does not take.
+            ValueError: The wrong number of inputs, shapes that the model does not take, or an index
+                that is out of its range.
         """
         regression, classification = self._run(self._heads, self._feeds(inputs))
         return regression, classification
@@ -147,6 +148,10 @@ class OnnxDualHead:
             return self._session.run(names, feeds)
         except EmptyBatchError:  # of nothing there is nothing
             return [np.zeros(self._ports[name].sized(0), self._ports[name].dtype) for name in names]
+        except Exception as error:
+            if said := unknown_index(error, feeds):
+                raise ValueError(said) from error
+            raise
 
     def _feeds(self, inputs: tuple[Any, ...]) -> dict[str, np.ndarray]:
         if self._only is not None and len(inputs) == 1:
