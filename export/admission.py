@@ -25,6 +25,7 @@ class Admitted:
         path: The file itself, where a link was given.
         metadata: Its metadata.
         external: The files that hold some of its weights.
+        sha256: Of its bytes.
         operators: The types of its nodes, those of inner graphs included.
         broken: Why it is not what was written; empty where it is, or is not sealed.
     """
@@ -32,6 +33,7 @@ class Admitted:
     path: Path
     metadata: dict[str, str]
     external: tuple[Path, ...]
+    sha256: str
     operators: frozenset[str] = frozenset()
     broken: str = ""
 
@@ -69,13 +71,14 @@ def examined(path: Path, sha256: str | None = None) -> Admitted:
     with mapped(real) as model:
         outline = read_outline(model, path.name)
         external = external_files(outline, real.parent, path.name)
-        broken = broken_seal(model, outline, real.parent)
-        if not broken and sha256 is not None and digest(model) != sha256.lower():
-            raise OnnxLoadError(
-                f"{path.name} is not the file that was asked for: its sha256 is {digest(model)}, "
-                f"and sha256={sha256!r} is wanted"
-            )
-    return Admitted(real, outline.metadata, external, frozenset(outline.operators), broken)
+        found, intact = digest(model)
+        broken = broken_seal(intact, outline, real.parent)
+    if not broken and sha256 is not None and found != sha256.lower():
+        raise OnnxLoadError(
+            f"{path.name} is not the file that was asked for: its sha256 is {found}, "
+            f"and sha256={sha256!r} is wanted"
+        )
+    return Admitted(real, outline.metadata, external, found, frozenset(outline.operators), broken)
 
 
 def external_files(outline: Outline, folder: Path, name: str) -> tuple[Path, ...]:

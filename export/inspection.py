@@ -15,7 +15,7 @@ from fused_loss.export.errors import OnnxLoadError, require
 from fused_loss.export.files import as_path
 from fused_loss.export.meaning import REGRESSION, entries
 from fused_loss.export.outline import mapped, read_outline
-from fused_loss.export.seal import KEY, PREFIX, WEIGHTS_KEY, digest, weights_digest
+from fused_loss.export.seal import KEY, PREFIX, WEIGHTS_KEY, weights_digest
 
 SHOWN = 8  # of many names
 WIDTH = 80
@@ -107,7 +107,7 @@ def inspect_onnx(path: str | os.PathLike[str]) -> Inspection:
     path = as_path(path)
     found = examined(path)
     with mapped(found.path) as view:
-        outline, sha256 = read_outline(view, path.name), digest(view)
+        outline = read_outline(view, path.name)
         weights = sum(math.prod(tensor.dims) for tensor in outline.tensors)
         weights_sha256, size = weights_digest(outline, found.path.parent), len(view)
     try:
@@ -124,7 +124,7 @@ def inspect_onnx(path: str | os.PathLike[str]) -> Inspection:
     return Inspection(
         file=path.name,
         size=size,
-        sha256=sha256,
+        sha256=found.sha256,
         is_sealed=found.is_sealed,
         problem=found.broken,
         weights=weights,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from fused_loss.export.admission import admitted
 from fused_loss.export.binding import BoundHeads
 from fused_loss.export.errors import OnnxLoadError
 from fused_loss.export.feeds import port, unknown_index
 from fused_loss.export.files import as_path
 from fused_loss.export.meaning import read_meaning
-from fused_loss.export.session import EmptyBatchError, Provider, open_session
+from fused_loss.export.session import EmptyBatchError, Provider, started
 
 
 class Predictions(NamedTuple):
@@ -27,7 +29,8 @@ class Predictions(NamedTuple):
 class OnnxDualHead:
     """An exported two-headed model, called on NumPy arrays or on tensors in the CPU's memory.
 
-    Threads of Python may share one: nothing of it changes after it is made.
+    Threads of Python may share one: nothing of it changes after it is made. A copy, or what another
+    process gets, opens the same file again; it is an error if that has changed since.
 
     Args:
         path: The `.onnx` file.
@@ -46,11 +49,13 @@ class OnnxDualHead:
         class_names: One a class; empty where the file does not say.
         units: Of the regression values: one for all of them, one each, or none.
         providers: Those in use, in order.
+        sha256: Of the file.
 
     Raises:
         FileNotFoundError: No file at `path`.
-        OnnxLoadError: onnxruntime cannot load it, it has changed since it was exported, it does not
-            have two heads, or an input is of a type that NumPy lacks.
+        OnnxLoadError: onnxruntime cannot load it, it has changed since it was exported or is not
+            the one that is wanted, it does not have two heads, or an input is of a type that NumPy
+            lacks.
         MissingDependencyError: onnxruntime is not installed.
         TypeError: `path` is no path.
         ValueError: A number of threads below 1, or a provider that onnxruntime does not have.
@@ -66,8 +71,12 @@ class OnnxDualHead:
         sha256: str | None = None,
     ) -> None:
         self.path = as_path(path)
-        self._session = open_session(
-            self.path, threads=threads, providers=providers, spinning=spinning, sha256=sha256
+        file = admitted(self.path, sha256)
+        self.sha256 = file.sha256
+        chosen = None if providers is None else tuple(providers)
+        self._again = (file.path, threads, chosen, spinning)
+        self._session = started(
+            file, self.path.name, threads=threads, providers=chosen, spinning=spinning
         )
         nodes = {node.name: node for node in self._session.get_outputs()}
         metadata = self._session.get_modelmeta().custom_metadata_map
@@ -129,6 +138,12 @@ class OnnxDualHead:
         """
         for rows in sizes or (1,):
             self(*(np.zeros(found.sized(rows), found.dtype) for found in self.inputs))
+
+    def __reduce__(self) -> Any:
+        """A copy, in this process or in another, opens the same file again and no other."""
+        path, threads, providers, spinning = self._again
+        again = partial(type(self), spinning=spinning, sha256=self.sha256)
+        return again, (path, threads, providers)
 
     def __repr__(self) -> str:
         """The file, its inputs and its outputs, and what it runs on."""

@@ -28,30 +28,28 @@ def sealed(model: bytes, folder: Path = Path()) -> bytes:
     return with_weights + _record(KEY, hashlib.sha256(with_weights).hexdigest())
 
 
-def is_intact(file: bytes | memoryview) -> bool:
-    """Whether the file ends in the digest of all that stands before."""
-    size = len(_record(KEY, "0" * 64))
-    return bytes(file[-size:]) == _record(KEY, digest(memoryview(file)[:-size]))
+def digest(file: bytes | memoryview) -> tuple[str, bool]:
+    """The sha256 in hex, and whether the file ends in that of all that stands before: one pass."""
+    view, size = memoryview(file), len(_record(KEY, "0" * 64))
+    hashed = hashlib.sha256(view[:-size])
+    intact = bytes(view[-size:]) == _record(KEY, hashed.hexdigest())
+    hashed.update(view[-size:])
+    return hashed.hexdigest(), intact
 
 
-def broken_seal(model: memoryview, outline: Outline, folder: Path) -> str:
+def broken_seal(intact: bool, outline: Outline, folder: Path) -> str:
     """Why a file is not what was written; empty where it is, or where it carries no seal.
 
-    The bytes of external data are read; those inside are covered by the digest of the file.
+    `intact` is what `digest` says of the file; the bytes of external data are read here.
     """
     if not any(key.startswith(PREFIX) for key in outline.metadata):
         return ""
-    if not is_intact(model):
+    if not intact:
         return "its sha256 is not the one that it records"
     external = any(tensor.external for tensor in outline.tensors)
     if external and weights_digest(outline, folder) != outline.metadata.get(WEIGHTS_KEY):
         return "the sha256 of its external weights is not the one that it records"
     return ""
-
-
-def digest(content: memoryview) -> str:
-    """The sha256 in hex, without a copy."""
-    return hashlib.sha256(content).hexdigest()
 
 
 def weights_digest(outline: Outline, folder: Path) -> str:

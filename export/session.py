@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from fused_loss.export.admission import admitted
+from fused_loss.export.admission import Admitted, admitted
 from fused_loss.export.errors import OnnxLoadError, require
 
 FATAL = 4  # of onnxruntime's log levels: what goes wrong is raised, not printed
@@ -21,31 +21,39 @@ FATAL_ON_NOTHING = {"LSTM", "GRU"}
 Provider: TypeAlias = "str | tuple[str, dict[str, Any]]"  # a name, and options for it
 
 
-def open_session(
-    path: Path,
+def open_session(path: Path, *, level: str | None = None) -> Any:
+    """An `InferenceSession` on one thread of the CPU; `level` is the optimisation level's name.
+
+    Raises:
+        FileNotFoundError: No file at `path`.
+        OnnxLoadError: The file is not admitted (see `admission`), or onnxruntime cannot load it.
+        MissingDependencyError: onnxruntime is not installed.
+    """
+    return started(admitted(path), path.name, level=level)
+
+
+def started(
+    file: Admitted,
+    name: str,
     *,
     threads: int = 1,
     providers: Sequence[Provider] | None = None,
     spinning: bool = True,
     level: str | None = None,
-    sha256: str | None = None,
 ) -> Any:
-    """An `InferenceSession` that prints nothing; `level` is the optimisation level's name.
+    """An `InferenceSession` that prints nothing; errors call the file `name`.
 
-    `sha256` is the digest of the only file that is wanted; None takes any. A provider that does not
-    start is a warning that says what is used instead; without the CPU among `providers`, what they
-    cannot run is an error.
+    A provider that does not start is a warning that says what is used instead; without the CPU
+    among `providers`, what they cannot run is an error.
 
     Raises:
-        FileNotFoundError: No file at `path`.
-        OnnxLoadError: The file is not admitted (see `admission`), or onnxruntime cannot load it.
+        OnnxLoadError: onnxruntime cannot load the file.
         MissingDependencyError: onnxruntime is not installed.
         ValueError: A number of threads below 1, or a provider that onnxruntime does not have.
     """
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     onnxruntime = require("onnxruntime")
-    file = admitted(path, sha256)
     real = file.path
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -67,13 +75,13 @@ def open_session(
     try:
         session = onnxruntime.InferenceSession(str(real), options, providers=chosen)
     except Exception as error:
-        reason = str(error).replace(str(real), path.name).replace(str(real.parent), "its folder")
-        raise OnnxLoadError(f"onnxruntime cannot load {path.name}: {reason}") from error
+        reason = str(error).replace(str(real), name).replace(str(real.parent), "its folder")
+        raise OnnxLoadError(f"onnxruntime cannot load {name}: {reason}") from error
     used = session.get_providers()
     if not set(names) <= set(used):
-        idle = ", ".join(name for name in names if name not in used)
+        idle = ", ".join(each for each in names if each not in used)
         warnings.warn(
-            f"{idle} does not start here: {path.name} runs on {', '.join(used)}",
+            f"{idle} does not start here: {name} runs on {', '.join(used)}",
             RuntimeWarning,
             stacklevel=3,
         )
