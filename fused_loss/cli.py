@@ -2,8 +2,8 @@
 
 A command is a module with `configure(parser)`, which adds its options, and `run(args) -> int`.
 
-Exit codes: 0 done (a written file is verified); 1 failed; 2 usage; 3 verification failed, and
-nothing new is at OUT; 4 a dependency is missing, and the message names the extra.
+Exit codes: 0 done (a written file is verified); 1 failed; 2 usage; 3 verification ran and failed,
+and nothing new is at OUT; 4 a dependency is missing, and the message names the extra.
 """
 
 from __future__ import annotations
