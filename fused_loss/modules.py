@@ -261,8 +261,7 @@ class UncertaintyWeightedLoss(_Loss):
 
 def _brief(value: object) -> str:
     if isinstance(value, Tensor):
-        shape = str(tuple(value.shape)) if value.dim() else "(of one value)"
-        return f"{type(value).__name__}{shape}"
+        return f"{type(value).__name__}{tuple(value.shape)}"
     return repr(float(value)) if isinstance(value, float) else repr(value)
 
 

@@ -252,6 +252,24 @@ def test_a_leaf_is_refused(backend: str, loss: Callable):
     assert torch.equal(z, before)
 
 
+@pytest.mark.parametrize("view", [lambda z: z.view(3, 4), lambda z: z[:, :2], torch.Tensor.t])
+def test_a_view_of_a_leaf_is_refused(backend: str, view: Callable[[Tensor], Tensor]):
+    """Trained logits, say, that are flattened for the loss."""
+    leaf = torch.nn.Parameter(torch.randn(4, 3, device=device_of(backend)))
+    before, logits = leaf.detach().clone(), view(leaf)
+    r, t = torch.zeros(len(logits), device=leaf.device), torch.zeros(len(logits), dtype=torch.long)
+    with pytest.raises(ValueError, match=f"which is a view of a leaf.*{MEND}"):
+        combined_loss(r, logits, r, t.to(leaf.device), inplace_gradient=True)
+    assert torch.equal(leaf, before)
+
+
+def test_a_lazy_negative_is_refused(backend: str):
+    r, z, y, t = given(backend)
+    logits = torch.complex(z, z).conj().imag
+    with pytest.raises(ValueError, match=f"the negative of what is in memory.*{MEND}"):
+        combined_loss(r, logits, y, t, inplace_gradient=True)
+
+
 @pytest.mark.parametrize(
     "overlap",
     [lambda z: z[:1].expand(4, 3), lambda z: z.view(-1).as_strided((4, 3), (2, 1))],

@@ -10,6 +10,7 @@ from _public import assert_agrees, batch, composed
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import fused_loss
 from fused_loss import CombinedLoss, combined_loss, cross_entropy, kernels, mse_loss
@@ -232,3 +233,21 @@ def test_eager_refuses_a_compiled_graph():
     message = r'backend\("eager"\) does not take a graph under torch.compile'
     with fused_loss.backend("eager"), pytest.raises(Exception, match=message):
         graph(*inputs)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@on_losses
+def test_a_trace_of_make_fx(backend: str, ours: Any, theirs: Any):
+    with fused_loss.backend(backend):
+        graph = make_fx(ours)(Z.clone())
+    torch.testing.assert_close(graph(2 * Z), ours(2 * Z))
+
+
+def test_real_tensors_under_a_fake_mode_leave_nothing_behind():
+    """A constant that a backend keeps is not the mode's."""
+    r, z, y, t = batch(features=())
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert combined_loss(r, z, y, t, 0.671875).shape == ()
+    loss = combined_loss(r, z, y, t, 0.671875)
+    assert type(loss) is Tensor
+    assert loss.isfinite()

@@ -1,5 +1,6 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,15 @@ from fused_loss.spec import (
 )
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
+
+
+def test_a_scalar_of_numpy_is_taken_as_pytorch_takes_it():
+    spec = LossSpec(ignore_index=np.int64(3), label_smoothing=np.float32(0.5))
+    assert type(spec.ignore_index) is int
+    assert type(spec.label_smoothing) is float
+    assert spec == LossSpec(ignore_index=3, label_smoothing=0.5)
+    with pytest.raises(TypeError, match="ignore_index must be an int"):
+        LossSpec(ignore_index=np.float32(3))
 
 
 def test_a_spec_is_frozen_and_hashes_by_value():

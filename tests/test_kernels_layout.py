@@ -263,3 +263,16 @@ def test_what_has_a_single_stride_is_not_copied(shape, stride):
 )
 def test_dense_is_without_gaps(shape, stride, expected):
     assert layout.dense(torch.zeros(100).as_strided(shape, stride)) is expected
+
+
+@pytest.mark.parametrize(("backend", "device"), PLACES)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("name", ["r", "z", "y", "grad_output"])
+def test_a_lazy_negative(name, reduction, backend, device):
+    """The imaginary part of a conjugate: in memory lies the opposite of what the tensor says."""
+    problem = Case(reduction, upstream="other").problem(device)
+    lazy = torch.complex(problem.z.new_zeros(()), -getattr(problem, name)).conj().imag
+    assert lazy.is_neg()
+    actual, expected = fused(problem._replace(**{name: lazy}), backend), fused(problem, backend)
+    for key, value in expected.items():
+        assert torch.equal(actual[key], value), key
