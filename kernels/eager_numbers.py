@@ -52,7 +52,7 @@ def number_of(labelled: Tensor, dtype: torch.dtype) -> Any:
     (A number over integers has PyTorch's default dtype.)
     """
     count = labelled.sum()
-    return count.item() if count.is_cpu else in_dtype(count, dtype)
+    return value(count if count.is_cpu else in_dtype(count, dtype))
 
 
 def per_labelled(missing: Tensor, dtype: torch.dtype) -> Tensor:

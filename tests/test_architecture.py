@@ -128,7 +128,15 @@ def test_triton_is_imported_in_its_own_files_only(module: str):
 @pytest.mark.parametrize("module", [name for name in MODULES if RANK[layer(name)] < RANK["export"]])
 def test_the_loss_needs_nothing_but_torch(module: str):
     needs = {name.partition(".")[0] for name in imports(list(running(TREES[module])))}
-    standard = {"__future__", "collections", "contextlib", "dataclasses", "functools", "math"}
+    standard = {
+        "__future__",
+        "collections",
+        "contextlib",
+        "dataclasses",
+        "functools",
+        "math",
+        "numbers",
+    }
     standard |= {"os", "signal", "sys", "threading", "types", "typing"}
     standard |= {"importlib", "json", "pathlib", "tempfile", "warnings"}  # tiles on disk
     allowed = standard | {"torch", "fused_loss"}
@@ -153,11 +161,11 @@ ALLOWED = {
     ("kernels/native.py", "item"): 5,
     ("kernels/native.py", "all"): 2,
     ("kernels/native.py", "bool"): 2,
-    # `index_error`: called for CPU tensors, and under FUSED_LOSS_DEBUG=1.
-    ("fused_loss/spec.py", "int"): 1,
+    # `index_error`: called for CPU tensors, and under FUSED_LOSS_DEBUG=1. And a scalar of NumPy's.
+    ("fused_loss/spec.py", "int"): 2,
     ("fused_loss/spec.py", "a boolean index"): 1,
-    # A conversion of dtypes.
-    ("fused_loss/spec.py", "float"): 1,
+    # A conversion of dtypes, and a scalar of NumPy's.
+    ("fused_loss/spec.py", "float"): 2,
     # Of Python numbers: alpha, the pair of weights, a normalizer, a dimension, what repr shows.
     ("fused_loss/options.py", "float"): 1,
     ("kernels/reference.py", "int"): 5,

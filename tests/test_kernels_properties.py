@@ -176,7 +176,6 @@ def searched(backend, few, many):
 
 
 def test_any_call_is_right(backend, device):
-    """And as `auto` computes it."""
 
     @searched(backend, 40, 200)
     @given(problems())
