@@ -187,10 +187,11 @@ def _loss(record: Record) -> tuple[str, ...]:
     mine, inside = ours(record), in_place(record)
     eager, compiled = (fastest(record, names) for names in (EAGER, COMPILED))
     speedups = (eager, mine), (compiled, mine), (eager, inside)
+    memory = (row and row.get("peak_logits") for row in (mine, inside, eager, compiled))
     return (
         record["case"]["name"],
         *(_times(*pair) for pair in speedups),
-        *(or_dash(row and row.get("peak_logits"), "{:.2f}") for row in (mine, inside, eager, compiled)),
+        *(or_dash(logits, "{:.2f}") for logits in memory),
     )
 
 

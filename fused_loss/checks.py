@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from fused_loss.spec import (
     FLOAT_DTYPES,
+    PLAIN,
     LossSpec,
     LossTensors,
     class_axis,
@@ -25,7 +25,6 @@ from fused_loss.spec import (
 
 ARGUMENTS = (*LossTensors._fields[:4], "loss_weights", *LossTensors._fields[5:])
 REQUIRED = 4  # the first of them; the others may be None
-_PLAIN = (Tensor, Parameter)
 DEBUG = os.environ.get("FUSED_LOSS_DEBUG") == "1"
 
 
@@ -83,8 +82,8 @@ def _usual(spec: LossSpec, tensors: LossTensors) -> bool:
     t: Any
     r, z, y, t = tensors[:REQUIRED]
     return (
-        type(r) in _PLAIN
-        and type(z) in _PLAIN
+        type(r) in PLAIN
+        and type(z) in PLAIN
         and type(y) is Tensor
         and type(t) is Tensor
         and r.dtype is z.dtype is y.dtype is torch.float32

@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import Parameter
 from torch.nn import _reduction as legacy
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from fused_loss import kernels
 from fused_loss.functional import run
-from fused_loss.spec import FLOAT_DTYPES, LossSpec, LossTensors, class_axis
+from fused_loss.spec import FLOAT_DTYPES, PLAIN, LossSpec, LossTensors, class_axis
 
 
 def cross_entropy(
@@ -129,7 +128,7 @@ def _plain(input: Tensor, target: Tensor, weight: Tensor | None = None) -> bool:
     given = [input, target] if weight is None else [input, target, weight]
     if torch.compiler.is_compiling() or kernels.transform():
         return False
-    if not all(type(t) in (Tensor, Parameter) for t in given):
+    if not all(type(t) in PLAIN for t in given):
         return False
     return (
         input.dtype in FLOAT_DTYPES

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 REDUCTIONS = ("mean", "sum", "none")
 NAN_TARGETS = ("propagate", "ignore")
@@ -20,6 +21,7 @@ EMPTY = ("nan", "zero")
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 NO_LABEL = -100  # what `ignore_index` is unless the caller says so, as in PyTorch
 LARGEST = torch.finfo(torch.float32).max
+PLAIN = (Tensor, Parameter)  # a subclass may mean something else by an operator
 
 
 class Components(NamedTuple):

@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from fused_loss.kernels import eager, native, reference
-from fused_loss.spec import LossSpec, LossTensors, Needs, Outcome
+from fused_loss.spec import PLAIN, LossSpec, LossTensors, Needs, Outcome
 
 BACKENDS = ("auto", "triton", "eager", "reference")
 DIFFERENTIABLE = ("reference", "native")  # operators that autograd knows: no Function around them
@@ -125,7 +124,7 @@ def _refusal(tensors: LossTensors, name: str, compiling: bool) -> str | None:
         if around is not None:
             return around
         for tensor in tensors:
-            if tensor is not None and type(tensor) not in (Tensor, Parameter):
+            if tensor is not None and type(tensor) not in PLAIN:
                 return "tensor subclasses"
     for targets in (tensors.regression_targets, tensors.classification_targets):
         if targets is not None and targets.requires_grad and torch.is_grad_enabled():

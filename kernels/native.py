@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from fused_loss.spec import (
     NO_LABEL,
+    PLAIN,
     LossSpec,
     LossTensors,
     Needs,
@@ -40,7 +40,6 @@ MOST_LOGITS = 1 << 19
 MOST_ERRORS = 1 << 21
 REDUCTIONS = {"mean": 1, "sum": 2}  # as PyTorch's operators number them
 EACH = 0  # none
-_PLAIN = (Tensor, Parameter)
 
 # Without the wrappers of torch.nn.functional, which cost as much as the operators.
 mse_loss: Any = torch._C._nn.mse_loss
@@ -76,11 +75,11 @@ def plain(
         nothing has a label: the general way takes it.
     """
     if not (
-        type(z) in _PLAIN
+        type(z) in PLAIN
         and z.is_cpu
         and z.dim() > 1
         and 0 < z.numel() <= MOST_LOGITS
-        and type(r) in _PLAIN
+        and type(r) in PLAIN
         and r.is_cpu
         and 0 < r.numel() <= MOST_ERRORS
         and type(y) is Tensor
@@ -125,7 +124,7 @@ def _is_constant(weight: Any) -> bool:
 def _pair(alpha: Any, pair: Any) -> tuple[Any, Any] | None:
     """(w_reg, w_cls): two floats or two 0-d float32 tensors; None for anything else."""
     given = alpha if pair is None else pair
-    if type(given) in _PLAIN:
+    if type(given) in PLAIN:
         if not (given.is_cpu and given.dtype is torch.float32):
             return None
         if pair is None:

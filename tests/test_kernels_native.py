@@ -173,7 +173,7 @@ def test_what_a_plain_call_leaves_to_the_general_way():
 def test_a_transform_leaves_no_tensor_of_its_own():
     """The constant that a weight becomes is kept from call to call."""
     r, z, y, t = batch()
-    native._constant.cache_clear()
+    native._known_constant.cache_clear()
     torch.func.grad(lambda z: combined_loss(r, z, y, t, alpha=0.140625))(z)
     constant = native._constant(1 - 0.140625, torch.float32)
     assert not torch._C._functorch.is_functorch_wrapped_tensor(constant)
