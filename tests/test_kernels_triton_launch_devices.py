@@ -51,7 +51,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     )
     monkeypatch.setattr(triton_direct, "start", fake.start)
     monkeypatch.setattr(triton_launch, "_new_scratch", _scratch_without_memory)
-    monkeypatch.setattr(triton_launch, "_scratches", threading.local())
+    monkeypatch.setattr(triton_launch, "_scratches", type(triton_launch._scratches)())
     with streams:
         yield fake
 
