@@ -65,7 +65,6 @@ def run(args: argparse.Namespace) -> int:
         first_line = str(error).strip().splitlines()[0]
         print(f"fused-loss bench accuracy: --device {args.device}: {first_line}", file=sys.stderr)
         return 2
-    measured = list(rows(device, args.seeds))
     environs = "TRITON_INTERPRET=1 " if interpreted(device) else ""
     results = {
         "command": f"{environs}fused-loss bench accuracy --device {device} --seeds {args.seeds}",
@@ -74,6 +73,7 @@ def run(args: argparse.Namespace) -> int:
         "absent": absent(device),
         "interpreted": interpreted(device),
     }
+    measured = list(rows(device, args.seeds))
     text = markdown(results | {"rows": measured})
     print(text)
     write_table(args.out, (FILE, REPORT), results, measured, text)
