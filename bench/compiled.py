@@ -70,7 +70,6 @@ def run(args: argparse.Namespace) -> int:
         return 2
     if importlib.util.find_spec("triton") is None:
         raise ModuleNotFoundError("Triton compiles the kernels: pip install 'fused-loss[triton]'")
-    found = list(rows(chosen))
     words = f' --families "{args.families}"' if args.families else ""
     results = {
         "command": f"fused-loss bench compiled{words}",
@@ -78,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
         "environment": environment(torch.device("cpu")),
         "target": "sm_90",
     }
+    found = list(rows(chosen))
     text = markdown(results | {"rows": found})
     print(text)
     write_table(args.out, (FILE, REPORT), results, found, text)
