@@ -15,7 +15,15 @@ from fused_loss import backend, combined_loss
 from fused_loss.bench import needs, peers
 from fused_loss.bench.cases import DTYPES, LOSS_PHASES, Case, Inputs, Phase
 from fused_loss.bench.programs import Prepared, Provider
-from fused_loss.bench.steps import Loss, OnCopies, Replayed, TrainingStep, copy_step, step_of
+from fused_loss.bench.steps import (
+    Loss,
+    OnCopies,
+    Replayed,
+    TrainingStep,
+    copy_step,
+    passed_on,
+    step_of,
+)
 from fused_loss.bench.stored import ON_REQUEST
 
 
@@ -88,7 +96,7 @@ def inplace_loss(case: Case) -> Loss:
         r, z, y, t, weight = inputs
         return combined_loss(
             r,
-            z.view_as(z),
+            passed_on(z),
             y,
             t,
             alpha,

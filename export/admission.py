@@ -65,7 +65,10 @@ def examined(path: Path, sha256: str | None = None) -> Admitted:
 
     Raises:
         FileNotFoundError, OnnxLoadError: As `admitted`.
+        TypeError: `sha256` is no text.
     """
+    if sha256 is not None and not isinstance(sha256, str):
+        raise TypeError(f"sha256 must be a str of hex digits, got {type(sha256).__name__}")
     needed(path, FileNotFoundError)
     real = path.resolve()
     with mapped(real) as model:

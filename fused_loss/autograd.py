@@ -181,8 +181,8 @@ def _refuse_transform(ctx: Any, grad_output: Tensor) -> None:
         what = "batched for float16 or reduction='none'"
         mend = ", or its gradients one at a time"
     raise RuntimeError(
-        f'the backward of backend("{ctx.backend}"), which "auto" chooses by device, size and '
-        f"options, is closed-form and cannot be {what}: "
+        f'the backward of backend("{ctx.backend}") is closed-form and cannot be {what} ("auto" '
+        "chooses a backend by device, size and options): "
         f'compute this loss under fused_loss.backend("reference"){mend}'
     )
 

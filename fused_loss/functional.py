@@ -275,7 +275,9 @@ def task_losses(
         losses = kernels.heads(backend, spec, tensors)
     elif torch.compiler.is_compiling():
         _, components = kernels.compiled(spec, tensors)
-        losses = components[0], components[1]
+        # No views: a graph that returns one beside its detached self is not put together right.
+        mse, ce = (component.clone() for component in components[:2].unbind())
+        losses = mse, ce
     else:
         losses = head_losses(backend, spec, tensors)
     if not return_components:

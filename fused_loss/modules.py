@@ -71,7 +71,7 @@ class _Loss(nn.Module):
     ) -> None:
         super().__init__()
         check_constant("class_weight", class_weight)
-        LossSpec(
+        spec = LossSpec(
             reduction,
             ignore_index,
             label_smoothing,
@@ -80,8 +80,8 @@ class _Loss(nn.Module):
             inplace_gradient=inplace_gradient,
         )
         self._register("class_weight", class_weight)
-        self.ignore_index = ignore_index
-        self.label_smoothing = label_smoothing
+        self.ignore_index = spec.ignore_index
+        self.label_smoothing = spec.label_smoothing
         self.nan_targets = nan_targets
         self.empty = empty
         self.reduction = reduction
@@ -105,7 +105,8 @@ class _Loss(nn.Module):
         """The fixed options, beside those that a call was given."""
         for name in batch:
             if name not in OF_A_BATCH:
-                mend = ": it is fixed in the constructor" if hasattr(self, name) else ""
+                fixed = name in DEFAULTS or name in ("alpha", "loss_weights")
+                mend = ": it is fixed in the constructor" if fixed else ""
                 raise TypeError(
                     f"a call of {type(self).__name__} got an unexpected argument {name!r}{mend}"
                 )
@@ -158,7 +159,9 @@ class CombinedLoss(_Loss):
     ) -> None:
         self._take_only(options)
         super().__init__(**options)
-        split_weights(alpha, loss_weights)
+        _, pair = split_weights(alpha, loss_weights)
+        if pair is not None and not isinstance(alpha, float | int):
+            alpha = pair[0]  # a number of NumPy's, of which a compiled graph would make an array
         self._register("alpha", alpha)
         self._register("loss_weights", loss_weights)
 

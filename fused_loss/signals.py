@@ -9,6 +9,7 @@ the command, that does nothing. While the command runs, either signal unwinds.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+FLAGS = r"-[bBdEiIOPqRsSuvx]*m"
 MODULES = {"fused_loss", "fused_loss.cli"}  # what `python -m` runs as the command
 
 
@@ -34,9 +36,11 @@ WORDS = {signal.SIGINT: b"interrupted", signal.SIGTERM: b"terminated"}
 def is_command() -> bool:
     """Whether this process is `fused-loss`; its first argument is "-m" while that is imported."""
     called = "".join(sys.argv[:1])
-    if called == "-m":
-        return not MODULES.isdisjoint(word.removeprefix("-m") for word in sys.orig_argv)
-    return os.path.splitext(os.path.basename(called))[0] == "fused-loss"
+    if called != "-m":
+        return os.path.basename(called) in ("fused-loss", "fused-loss.exe")
+    words = iter(sys.orig_argv[1:])
+    option = next(word for word in words if re.match(FLAGS, word))  # the last of Python's own
+    return (option.partition("m")[2] or next(words, "")) in MODULES
 
 
 def leave(number: int, _: FrameType | None) -> None:
@@ -78,6 +82,6 @@ def unwinding() -> Iterator[None]:
             raise RAISED[signal.Signals(came[0])]
 
 
-if is_command():
+if threading.current_thread() is threading.main_thread() and is_command():
     for _number in taken():
         signal.signal(_number, leave)

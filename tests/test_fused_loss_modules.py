@@ -282,3 +282,12 @@ def test_numbers_of_numpy():
     assert torch.equal(found, combined_loss(*inputs, 0.25, classification_normalizer=3.0))
     with pytest.raises(TypeError, match="alpha must be a float or a 0-d tensor, got bool"):
         combined_loss(*inputs, np.bool_(True))
+
+
+def test_numbers_of_numpy_in_a_compiled_module():
+    criterion = CombinedLoss(
+        np.float32(0.25), ignore_index=np.int64(3), label_smoothing=np.float32(0.5)
+    )
+    assert repr(criterion) == "CombinedLoss(alpha=0.25, ignore_index=3, label_smoothing=0.5)"
+    compiled = torch.compile(criterion, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(*batch()), criterion(*batch()))

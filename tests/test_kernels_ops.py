@@ -138,6 +138,20 @@ def test_gradients_in_a_graph_of_dynamic_shapes(options, backend, device):
                 assert (one - other).abs().max() <= bound
 
 
+def test_compiled_task_losses_and_their_components(backend, device):
+    """Each changed in place, beside what it was."""
+    leaves, _ = inputs(device)
+
+    def doubled(r: Tensor, z: Tensor, y: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+        (mse, ce), parts = task_losses(r, z, y, t, return_components=True)
+        return mse.mul(2), ce.mul_(2), mse, *parts
+
+    with fused_loss.backend(backend):
+        for one, other in zip(in_a_graph(doubled)(*leaves[:4]), doubled(*leaves[:4]), strict=True):
+            assert one.requires_grad == other.requires_grad
+            assert (one - other).abs() <= 4 * torch.finfo(one.dtype).eps * other.abs()
+
+
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_compiled_task_losses_share_a_launch(reduction, launched, backend, device):
     """And take one a head on their way back; with weights that are a graph's own as well."""
