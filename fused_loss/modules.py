@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,6 +50,16 @@ DEFAULTS = {
 }
 
 OF_A_BATCH = Options.__annotations__.keys() - DEFAULTS.keys()
+FIXED = {*DEFAULTS, "alpha", "loss_weights"}
+
+
+def _refuse_others(
+    called: str, given: Iterable[str], legal: Container[str], elsewhere: Container[str], mend: str
+) -> None:
+    for name in given:
+        if name not in legal:
+            more = f": {mend}" if name in elsewhere else ""
+            raise TypeError(f"{called} got an unexpected argument {name!r}{more}")
 
 
 class _Loss(nn.Module):
@@ -96,20 +106,13 @@ class _Loss(nn.Module):
 
     def _take_only(self, options: Iterable[str]) -> None:
         """Refuse an option that the constructor does not have."""
-        for name in options:
-            if name not in DEFAULTS:
-                mend = ": it belongs to a batch, give it to the call" if name in OF_A_BATCH else ""
-                raise TypeError(f"{type(self).__name__} got an unexpected argument {name!r}{mend}")
+        mend = "it belongs to a batch, give it to the call"
+        _refuse_others(type(self).__name__, options, DEFAULTS, OF_A_BATCH, mend)
 
     def _options(self, batch: Iterable[str] = ()) -> dict[str, Any]:
         """The fixed options, beside those that a call was given."""
-        for name in batch:
-            if name not in OF_A_BATCH:
-                fixed = name in DEFAULTS or name in ("alpha", "loss_weights")
-                mend = ": it is fixed in the constructor" if fixed else ""
-                raise TypeError(
-                    f"a call of {type(self).__name__} got an unexpected argument {name!r}{mend}"
-                )
+        call, mend = f"a call of {type(self).__name__}", "it is fixed in the constructor"
+        _refuse_others(call, batch, OF_A_BATCH, FIXED, mend)
         return {name: getattr(self, name) for name in DEFAULTS}
 
     def _weighting(self) -> list[str]:

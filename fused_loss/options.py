@@ -185,4 +185,4 @@ def _as_float(name: str, value: float) -> float:
 
 def _is_number(value: object) -> bool:
     """A Python number or, as PyTorch takes them too, one of NumPy's."""
-    return isinstance(value, float | int | Real) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, bool)
