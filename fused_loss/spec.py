@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from numbers import Integral, Real
 from typing import NamedTuple
 
@@ -51,17 +50,6 @@ class LossTensors(NamedTuple):
     classification_normalizer: Tensor | None = None  # ()
 
     @property
-    def native(self) -> bool:
-        """Whether there is none that PyTorch's own losses do not have."""
-        return (
-            self.class_mask is None
-            and self.regression_weight is None
-            and self.classification_weight is None
-            and self.regression_normalizer is None
-            and self.classification_normalizer is None
-        )
-
-    @property
     def probabilities(self) -> bool:
         """Whether the classification targets are probabilities rather than class indices."""
         targets = self.classification_targets
@@ -69,18 +57,18 @@ class LossTensors(NamedTuple):
 
     def spread(self) -> LossTensors:
         """The mask in the shape of the logits, each weight in that of what it weights: views."""
-        r, z = self.regression_output, self.classification_output
+        r, z, mask = self.regression_output, self.classification_output, self.class_mask
         changes: dict[str, Tensor] = {}
-        if self.class_mask is not None and z is not None:
-            mask = self.class_mask
+        if mask is not None and z is not None and mask.shape != z.shape:
             if mask.dim() == 1 and z.dim() > 2:  # (C,) of logits (N, C, d1, ...)
                 mask = mask.view(-1, *[1] * (z.dim() - 2))
             changes["class_mask"] = mask.expand(z.shape)
-        if self.regression_weight is not None and r is not None:
-            changes["regression_weight"] = self.regression_weight.expand(r.shape)
-        if self.classification_weight is not None and z is not None:
-            positions = class_axis(z)[1]
-            changes["classification_weight"] = self.classification_weight.expand(positions)
+        weight = self.regression_weight
+        if weight is not None and r is not None and weight.shape != r.shape:
+            changes["regression_weight"] = weight.expand(r.shape)
+        weight = self.classification_weight
+        if weight is not None and z is not None and weight.shape != class_axis(z)[1]:
+            changes["classification_weight"] = weight.expand(class_axis(z)[1])
         return self._replace(**changes) if changes else self
 
 
@@ -167,17 +155,6 @@ class LossSpec:
         smoothing = self.label_smoothing
         if not isinstance(smoothing, float | int) and isinstance(smoothing, Real):
             object.__setattr__(self, "label_smoothing", float(smoothing))
-
-    @cached_property
-    def native(self) -> bool:
-        """Whether PyTorch's own losses, averaged or summed, have all that is asked."""
-        normalizers = self.regression_normalizer, self.classification_normalizer
-        return not (
-            self.per_sample
-            or self.ignores_nan
-            or self.inplace_gradient
-            or any(number is not None for number in normalizers)
-        )
 
     @property
     def ignores_nan(self) -> bool:

@@ -236,7 +236,7 @@ def forward(backend: str, spec: LossSpec, tensors: LossTensors, needs: Needs) ->
 
 
 def heads(backend: str, spec: LossSpec, tensors: LossTensors) -> tuple[Tensor, Tensor]:
-    """The two losses of a `differentiable` backend, each with a graph of its own."""
+    """The two losses of a `DIFFERENTIABLE` backend, each with a graph of its own."""
     regression, classification = (native if backend == "native" else reference).heads(spec, tensors)
     return regression, classification
 

@@ -8,7 +8,8 @@ last bit.
 
 A call with most options left at their defaults goes through `plain`, ahead of every check: what is
 checked in Python costs as much as an operator. What PyTorch itself refuses, `plain` leaves to the
-general way, which says what is wrong.
+general way, which says what is wrong. That way is `native_heads`, for every option; what its
+operators would get wrong is computed by `reference`, so that all of it can be differentiated again.
 """
 
 from __future__ import annotations
@@ -20,30 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_loss.spec import (
-    NO_LABEL,
-    PLAIN,
-    LossSpec,
-    LossTensors,
-    Needs,
-    Outcome,
-    accumulation_dtype,
-    illegal_index,
-    in_dtype,
-    number_in,
-)
+from fused_loss.kernels import native_heads, reference
+from fused_loss.kernels.native_heads import EACH, REDUCTIONS, Head, cross_entropy_loss, mse_loss
+from fused_loss.spec import NO_LABEL, PLAIN, LossSpec, LossTensors, Needs, Outcome
 
 # On two cores, float32, forward and backward, eager's time over that of this way and over that of
 # the closed form, by N x C: 4096x65 1.06 and 0.47 with probabilities, 1024x512 0.95 and 0.68 with
 # ignored rows, 1024x1000 0.67 and 1.53 so. For squared errors PyTorch's one pass does for longer.
 MOST_LOGITS = 1 << 19
 MOST_ERRORS = 1 << 21
-REDUCTIONS = {"mean": 1, "sum": 2}  # as PyTorch's operators number them
-EACH = 0  # none
-
-# Without the wrappers of torch.nn.functional, which cost as much as the operators.
-mse_loss: Any = torch._C._nn.mse_loss
-cross_entropy_loss: Any = torch._C._nn.cross_entropy_loss
 
 
 def plain(
@@ -137,16 +123,13 @@ def _pair(alpha: Any, pair: Any) -> tuple[Any, Any] | None:
 
 
 def takes(spec: LossSpec, tensors: LossTensors) -> bool:
-    """Whether these are few elements on a CPU, with no option that PyTorch lacks."""
-    if not (spec.native and tensors.native):
-        return False
-    r, z, weight = tensors[0], tensors[1], tensors.class_weight
+    """Whether these are few elements on a CPU that nothing is written over."""
+    r, z = tensors[:2]
     if r is not None and not (r.is_cpu and 0 < r.numel() <= MOST_ERRORS):
         return False
     if z is not None and not (z.is_cpu and z.dim() > 1 and 0 < z.numel() <= MOST_LOGITS):
         return False
-    # Where all labelled positions weigh 0 PyTorch's gradient is NaN, and ours 0.
-    return weight is None or bool((weight > 0).all())
+    return not spec.inplace_gradient
 
 
 def forward(spec: LossSpec, tensors: LossTensors, needs: Needs) -> Outcome:
@@ -155,20 +138,42 @@ def forward(spec: LossSpec, tensors: LossTensors, needs: Needs) -> Outcome:
     Raises:
         IndexError: A class index lies outside [0, C).
     """
-    mse, ce = _mean_squared_error(spec, tensors), _cross_entropy(spec, tensors)
-    if mse is None or ce is None:  # cross_entropy or mse_loss alone: weight 1
-        only = ce if mse is None else mse
-        assert only is not None
-        return Outcome(only, None, None, None)
-    pair: Any
-    if tensors.weights is None:
+    found = _heads(spec, tensors)
+    if found is None:
+        return Outcome(*reference.forward(spec, tensors), None, None)
+    if len(found) == 1:  # cross_entropy or mse_loss alone: weight 1
+        return Outcome(found[0].loss, None, None, None)
+    mse, ce = found
+    weights = tensors.weights
+    if weights is None:
         assert spec.weights is not None
-        pair = (number_in(weight, ce.dtype) for weight in spec.weights)
+        (errors, w_reg), (entropy, w_cls) = mse.times(spec.weights[0]), ce.times(spec.weights[1])
+        loss = _weighted(errors, entropy, w_reg, w_cls)
     else:
-        weights = tensors.weights.to(mse.dtype)
+        weights = weights.to(mse.total.dtype)
         pair = weights.unbind() if weights.dim() else (weights, 1 - weights)
-    loss = _weighted(mse, ce, *pair)
-    return Outcome(loss, torch.stack((mse, ce)) if needs.components else None, None, None)
+        loss = _weighted(mse.loss, ce.loss, *pair)
+    components = torch.stack((mse.loss, ce.loss)) if needs.components else None
+    return Outcome(loss, components, None, None)
+
+
+def heads(spec: LossSpec, tensors: LossTensors) -> tuple[Tensor, ...]:
+    """The losses of those heads that are there, regression first, each with a graph of its own."""
+    found = _heads(spec, tensors)
+    if found is None:
+        return reference.heads(spec, tensors)
+    return tuple(head.loss for head in found)
+
+
+def _heads(spec: LossSpec, tensors: LossTensors) -> tuple[Head, ...] | None:
+    """Those that are there; None where one of them is for the reference."""
+    found = []
+    if tensors.regression_output is not None:
+        found.append(native_heads.mean_squared_error(spec, tensors))
+    if tensors.classification_output is not None:
+        found.append(native_heads.cross_entropy(spec, tensors))
+    heads = tuple(head for head in found if head is not None)
+    return heads if len(heads) == len(found) else None
 
 
 def _weighted(mse: Tensor, ce: Tensor, w_reg: Any, w_cls: Any) -> Tensor:
@@ -177,22 +182,6 @@ def _weighted(mse: Tensor, ce: Tensor, w_reg: Any, w_cls: Any) -> Tensor:
         loss: Tensor = w_reg * mse + w_cls * ce
         return loss
     return torch.add(ce * _constant(w_cls, ce.dtype), mse, alpha=w_reg)
-
-
-def heads(spec: LossSpec, tensors: LossTensors) -> tuple[Tensor, Tensor]:
-    """The losses of both heads, each with a graph of its own."""
-    mse, ce = _mean_squared_error(spec, tensors), _cross_entropy(spec, tensors)
-    assert mse is not None
-    assert ce is not None
-    return mse, ce
-
-
-def _mean_squared_error(spec: LossSpec, tensors: LossTensors) -> Tensor | None:
-    r, y = tensors.regression_output, tensors.regression_targets
-    if r is None or y is None:
-        return None
-    dtype = accumulation_dtype(r, tensors.classification_output)
-    return mse_loss(in_dtype(r, dtype), in_dtype(y, dtype), REDUCTIONS[spec.reduction])
 
 
 def _constant(value: float, dtype: torch.dtype) -> Tensor | float:
@@ -206,35 +195,4 @@ def _constant(value: float, dtype: torch.dtype) -> Tensor | float:
 @functools.lru_cache(maxsize=256)
 def _known_constant(value: float, dtype: torch.dtype) -> Tensor:
     with torch.inference_mode(False):
-        return torch.tensor(value, dtype=dtype, device="cpu")
-
-
-def _cross_entropy(spec: LossSpec, tensors: LossTensors) -> Tensor | None:
-    z, targets = tensors.classification_output, tensors.classification_targets
-    if z is None or targets is None:
-        return None
-    logits = in_dtype(z, accumulation_dtype(tensors.regression_output, z))
-    ignore_index, weight = spec.ignore_index, tensors.class_weight
-    if targets.is_floating_point():
-        targets = in_dtype(targets, logits.dtype)
-    else:
-        targets = in_dtype(targets, torch.int64)
-        if ignore_index >= 0 or targets.min().item() < 0:  # some may have no label
-            ignored = targets == ignore_index
-            nothing = bool(ignored.all())
-            # Their gradient is 0 whatever the logits are; NaN · 0 is not 0.
-            if nothing or not math.isfinite(logits.sum().item()):
-                logits = logits.masked_fill(ignored.unsqueeze(1), 0.0)
-            if nothing:
-                return logits.sum() + (spec.of_nothing if spec.reduction == "mean" else 0.0)
-    if weight is not None:
-        weight = in_dtype(weight, logits.dtype)
-    try:
-        return cross_entropy_loss(
-            logits, targets, weight, REDUCTIONS[spec.reduction], ignore_index, spec.label_smoothing
-        )
-    except (IndexError, RuntimeError) as error:
-        named = illegal_index(spec, tensors)
-        if named is None:
-            raise
-        raise named from error
+        return torch.scalar_tensor(value, dtype=dtype, device="cpu")

@@ -64,5 +64,5 @@ def test_it_prints_what_came_out(capsys: pytest.CaptureFixture[str]):
     assert "batches without any number: 1, without any class: 2" in said
     (scores,) = re.findall(r"accuracy\W+([\d.]+)\W+([\d.]+)", said)
     assert scores[0] == scores[1]
-    apart = [float(number) for number in re.findall(r"\d\.\de-\d\d", said)]
+    apart = [float(number) for number in re.findall(r"\d\.\de[+-]\d\d", said)]
     assert len(apart) == 3

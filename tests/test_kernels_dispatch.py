@@ -100,7 +100,7 @@ def test_auto_on_the_cpu_whatever_is_proven(monkeypatch: pytest.MonkeyPatch):
     for proven in (False, True):
         monkeypatch.setattr(dispatch, "TRITON_PROVEN_ON_HARDWARE", proven)
         assert kernels.resolve(LossSpec(), tensors) == "native"
-        assert kernels.resolve(LossSpec(reduction="none"), tensors) == "eager"
+        assert kernels.resolve(LossSpec(inplace_gradient=True), tensors) == "eager"
 
 
 def test_triton_has_no_kernel_for_another_device():

@@ -112,11 +112,13 @@ def problems(draw, fewest=1, classes=7, dimensions=2):
     spatial, features = (draw(st.lists(st.integers(1, 3), max_size=dimensions)) for _ in range(2))
     r_dtype, z_dtype = draw(DTYPES), draw(DTYPES)
     loss_dtype = F64 if F64 in (r_dtype, z_dtype) else F32
-    r, y = (of.normal((n, *features), r_dtype) for _ in range(2))
-    z = of.normal((n, c, *spatial), z_dtype, of.of(0.1, 3.0, 30.0))
-    positions = (n, *spatial)
-
     keywords = {"reduction": of.of("mean", "sum", "none"), "empty": of.of("nan", "zero")}
+    batch = of.of((n,), (n,), (n,), (n,), ())  # (): logits (C,), one sample
+    positions = (*batch, *spatial) if batch else ()
+    other = () if not batch else batch if keywords["reduction"] == "none" else (of.of(n, n, 5),)
+    r, y = (of.normal((*other, *features), r_dtype) for _ in range(2))
+    z = of.normal((*batch, c, *positions[1:]), z_dtype, of.of(0.1, 3.0, 30.0))
+
     keywords["label_smoothing"] = of.of(0.0, 0.0, 0.1, 0.5, 1.0)
     keywords["nan_targets"] = of.of("propagate", "ignore", "ignore")
     keywords["inplace_gradient"] = of.of(False, True)
@@ -147,7 +149,7 @@ def problems(draw, fewest=1, classes=7, dimensions=2):
     if special:
         place = of.of(r, z, y)
         place[of.where(place.shape, 0.2)] = of.of(*SPECIAL)
-    shape = (n,) if keywords["reduction"] == "none" else ()
+    shape = batch if keywords["reduction"] == "none" else ()
     upstream = torch.randn(shape, generator=of.random, dtype=F64).to(loss_dtype)
     return Problem(r, z, y, t, keywords, of.weighting(keywords), upstream), special
 

@@ -1,0 +1,185 @@
+"""Either head's loss of few elements, every option in the fewest of PyTorch's own operators.
+
+None stands for what these operators get wrong, such as an infinity times a weight of 0: a loss that
+is not finite, a denominator that nothing can be divided by, logits out of reach. `native` takes
+such a call through the reference, which is differentiable too.
+
+What must not count adds 0 before it is squared or exponentiated, so that its gradient is 0 as well:
+a missing target becomes the prediction, the logit of an impossible class -inf.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fused_loss.spec import (
+    LARGEST,
+    LossSpec,
+    LossTensors,
+    accumulation_dtype,
+    illegal_index,
+    in_dtype,
+    number_in,
+)
+
+REDUCTIONS = {"mean": 1, "sum": 2}  # as PyTorch's operators number them
+EACH, SUM = 0, 2
+SMALLEST = torch.finfo(torch.float32).tiny
+# What an impossible class has beside probabilities, and what logits keep clear of then:
+# exp(FAR - z) = 0 and 0 · FAR = 0, where 0 · -inf is not.
+FAR, CLEAR = -LARGEST / 2, LARGEST / 4
+
+# Without the wrappers of torch.nn.functional, which cost as much as the operators.
+mse_loss: Any = torch._C._nn.mse_loss
+cross_entropy_loss: Any = torch._C._nn.cross_entropy_loss
+
+
+class Head(NamedTuple):
+    """A head's loss: `total / denominator`."""
+
+    total: Tensor  # (), or (N,) or a position
+    denominator: float = 1.0
+
+    @property
+    def loss(self) -> Tensor:
+        """The quotient."""
+        if self.denominator == 1:
+            return self.total
+        # A quotient by a Python number costs more than by a tensor, and the making of one.
+        by = torch.scalar_tensor(self.denominator, dtype=self.total.dtype, device="cpu")
+        return self.total / by
+
+    def times(self, weight: float) -> tuple[Tensor, float]:
+        """A tensor and a number whose product is the weighted loss: often without the quotient."""
+        factor = weight / self.denominator
+        if self.denominator != 1 and SMALLEST <= abs(factor) <= LARGEST:
+            return self.total, factor
+        return self.loss, number_in(weight, self.total.dtype)
+
+
+def mean_squared_error(spec: LossSpec, tensors: LossTensors) -> Head | None:
+    """The regression head's; None for what the reference is to compute."""
+    r, y = tensors.regression_output, tensors.regression_targets
+    assert r is not None
+    assert y is not None
+    dtype = accumulation_dtype(r, tensors.classification_output)
+    r, y, there = in_dtype(r, dtype), in_dtype(y, dtype), None
+    if spec.ignores_nan:
+        missing = y.isnan()
+        if torch.count_nonzero(missing).item():
+            y, there = torch.where(missing, r.detach(), y), ~missing
+    weight = tensors.regression_weight
+    normalizer = _normalizer(spec.regression_normalizer, tensors.regression_normalizer)
+    if there is None and weight is None and normalizer is None and not spec.per_sample:
+        return Head(mse_loss(r, y, REDUCTIONS[spec.reduction]))
+    if weight is None and not spec.per_sample:
+        total = mse_loss(r, y, SUM)
+    else:
+        errors = mse_loss(r, y, EACH)
+        errors = errors if weight is None else errors * in_dtype(weight, dtype)
+        total = _per_sample(errors, there) if spec.per_sample else errors.sum()
+    if spec.reduction != "mean":
+        return _legal(total, 1.0)
+    return _legal(total, _share(weight, there) if normalizer is None else normalizer)
+
+
+def cross_entropy(spec: LossSpec, tensors: LossTensors) -> Head | None:
+    """The classification head's; None as above.
+
+    Raises:
+        IndexError: A class index lies outside [0, C).
+    """
+    try:
+        return _cross_entropy(spec, tensors)
+    except (IndexError, RuntimeError) as error:
+        named = illegal_index(spec, tensors)
+        if named is None:
+            raise
+        raise named from error
+
+
+def _cross_entropy(spec: LossSpec, tensors: LossTensors) -> Head | None:
+    z, t = tensors.classification_output, tensors.classification_targets
+    assert z is not None
+    assert t is not None
+    dtype, hard = accumulation_dtype(tensors.regression_output, z), not tensors.probabilities
+    z, t, there = in_dtype(z, dtype), in_dtype(t, torch.int64 if hard else dtype), None
+    if hard and (spec.ignore_index >= 0 or t.min().item() < 0):
+        there = t != spec.ignore_index
+        if not _within(LARGEST, z):  # NaN · 0 is not 0
+            return None
+    if tensors.class_mask is not None:
+        masked = _masked(spec, z, t, tensors.class_mask)
+        if masked is None:
+            return None
+        z = masked
+    of_classes, weight = tensors.class_weight, tensors.classification_weight
+    of_classes = None if of_classes is None else in_dtype(of_classes, dtype)
+    normalizer = _normalizer(spec.classification_normalizer, tensors.classification_normalizer)
+    divided = spec.reduction == "mean" and (weight is not None or normalizer is not None)
+    whole = weight is None and not spec.per_sample
+    how = EACH if not whole else SUM if divided else REDUCTIONS[spec.reduction]
+    total = cross_entropy_loss(z, t, of_classes, how, spec.ignore_index, spec.label_smoothing)
+    if weight is not None:
+        total = total * in_dtype(weight, dtype)
+    if not (whole or spec.per_position):
+        total = _per_sample(total, there) if spec.per_sample else total.sum()
+    if not divided:
+        return _legal(total, 1.0)
+    if normalizer is not None:
+        return _legal(total, normalizer)
+    if of_classes is not None and hard:
+        assert weight is not None
+        labels = t if there is None else torch.where(there, t, 0)
+        weight = weight * of_classes[labels]
+    return _legal(total, _share(weight, there))
+
+
+def _within(reach: float, logits: Tensor) -> bool:
+    least, most = torch.aminmax(logits.detach())
+    return least.item() >= -reach and most.item() <= reach
+
+
+def _masked(spec: LossSpec, z: Tensor, t: Tensor, mask: Tensor) -> Tensor | None:
+    """Logits that give no probability to an impossible class."""
+    if spec.label_smoothing:  # spreads over the possible ones
+        return None
+    if not t.is_floating_point():
+        return torch.where(mask, z, -torch.inf)
+    if not (_within(CLEAR, z) and torch.equal(torch.where(mask, t, 0.0), t)):
+        return None
+    return torch.where(mask, z, FAR)
+
+
+def _normalizer(number: float | None, tensor: Tensor | None) -> float | None:
+    return number if tensor is None else tensor.item()
+
+
+def _share(weight: Tensor | None, there: Tensor | None) -> float:
+    """The denominator of "mean": the sum of the weights, or the count of what is there."""
+    if weight is None:
+        assert there is not None
+        return torch.count_nonzero(there).item()
+    share = weight if there is None else torch.where(there, weight, 0.0)
+    return share.sum(dtype=torch.float64).item()
+
+
+def _per_sample(losses: Tensor, there: Tensor | None) -> Tensor:
+    """(N, *) -> (N,): the sum of a sample's losses over the count of what is there."""
+    if losses.dim() < 2:
+        return losses
+    losses = losses.flatten(1)
+    if there is None:
+        return losses.mean(1)
+    return losses.sum(1) / there.flatten(1).sum(1).clamp(min=1)
+
+
+def _legal(total: Tensor, denominator: float) -> Head | None:
+    """The head; None where it is not finite, or the denominator no divisor."""
+    seen = total if total.dim() == 0 else total.detach().sum()
+    legal = math.isfinite(seen.item()) and SMALLEST <= abs(denominator) <= LARGEST
+    return Head(total, denominator) if legal else None
