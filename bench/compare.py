@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fused_loss.bench import changes
 from fused_loss.bench.changes import THRESHOLD, Change, Comparison, Key, compare
 from fused_loss.bench.stored import ResultsError, load
+from fused_loss.bench.wording import machine
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -102,7 +103,7 @@ def show(
 def _run_line(results: dict[str, Any]) -> str:
     environment = results["environment"]
     facts = [
-        environment["device"]["name"],
+        machine(results),
         f"{environment['threads']['torch']} CPU threads",
         f"torch {environment['packages']['torch']}",
         f"commit {environment['commit'] or 'unknown'}",

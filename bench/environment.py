@@ -31,7 +31,8 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def _cpu() -> dict[str, Any]:
-    return {"type": "cpu", "name": _cpu_name(), "cores": os.cpu_count()}
+    vectors = torch.backends.cpu.get_cpu_capability()  # what PyTorch's operators are made of here
+    return {"type": "cpu", "name": _cpu_name(), "cores": os.cpu_count(), "vectors": vectors}
 
 
 def _cpu_name() -> str:

@@ -15,13 +15,15 @@ def machine(results: Results) -> str:
     """The hardware in a line."""
     device = results["environment"]["device"]
     if device["type"] == "cpu":
-        return f"{device['name']}, {device['cores']} cores"
-    host = device["host"]
+        return _cpu(device)
     memory = f"{device['memory_bytes'] / 2**30:.0f} GiB"
-    return (
-        f"{device['name']} ({memory}, driver {device['driver'] or 'unknown'}), "
-        f"on {host['name']}, {host['cores']} cores"
-    )
+    driver = device["driver"] or "unknown"
+    return f"{device['name']} ({memory}, driver {driver}), on {_cpu(device['host'])}"
+
+
+def _cpu(device: dict[str, Any]) -> str:
+    vectors = device.get("vectors")  # older files do not say
+    return f"{device['name']}, {device['cores']} cores" + (f", {vectors}" if vectors else "")
 
 
 def versions(results: Results) -> str:

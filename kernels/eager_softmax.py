@@ -5,11 +5,12 @@ With smoothed, class-weighted targets q' of mass A = Σ_c q'_c the loss of a pos
 the cache, so the passes over it are what there is to save. `torch.softmax` costs half of
 `torch.log_softmax` and an `exp` after it:
 
-    class indices                 p = softmax(z), -log p_t, p·(scale·A), -scale·A at t
-    probabilities, or smoothing   z - m, Σ q'·(z - m), p, p_m, p·(scale·A), -scale·q'
+    class indices   p = softmax(z), -log p_t, p·(scale·A), -scale·A at t
+    and smoothing   z - m, Σ q'·(z - m), p, p_m, p·(scale·A), -scale·q'
+    probabilities   log p, Σ q'·log p, -scale·q', and the backward of `log_softmax`
 
 Here m is the largest logit, and log p = z - m + log p_m has the accuracy of `log_softmax` without
-its exp. Both look at the losses of the block once: where one is no ordinary number they take the
+its exp. All look at the losses of the block once: where one is no ordinary number they take the
 longer way, which knows a p that underflows, NaN in a row without a label, and 0 · log 0 at an
 impossible class. On an accelerator no value is read back: there it is always `_exactly`. So it is
 where no gradient is wanted: then `log_softmax` is all that there is to do; and for short rows that
@@ -35,6 +36,7 @@ EXACT_MOST = 1 << 16  # elements
 
 
 nll_loss: Any = torch._C._nn.nll_loss  # type: ignore[attr-defined]
+log_softmax_backward: Any = torch.ops.aten._log_softmax_backward_data.out
 EACH = 0  # no reduction, as PyTorch's operators number it
 
 
@@ -92,7 +94,7 @@ class Softmax:
             return self._exactly(block)
         if not (self.soft or self.smoothing):
             return self._by_probability(block)
-        losses = self._by_softmax(block)
+        losses = self._by_log_softmax(block) if self.soft else self._by_softmax(block)
         return self._exactly(block) if losses is None else losses
 
     def _by_probability(self, block: Block) -> Tensor:
@@ -123,20 +125,30 @@ class Softmax:
             log_p_t = _times_log(block.weight, log_p_t, block.mask)
         return log_p_t.neg_()
 
+    def _by_log_softmax(self, block: Block, exactly: bool = False) -> Tensor | None:
+        """Of probabilities, as autograd has it; None where a loss is not finite."""
+        masked = block.mask is not None  # 0 · log 0 is NaN there, and is left out
+        q, log_p = self._probabilities(block), torch.log_softmax(_logits(block, exactly), 1)
+        losses = in_dtype(class_sums(torch.mul(q, log_p, out=block.out), masked), self.sums)
+        if masked:  # a row that is NaN was left out as a whole
+            losses += log_p.amax(1).mul_(0.0)
+        if not _ordinary(losses, -torch.inf, block):
+            again = masked and not exactly
+            return self._by_log_softmax(block, exactly=True) if again else None
+        if block.scale is not None:
+            minus = operand(-1.0 * _by_class(block.scale), log_p.dtype)
+            upstream = torch.mul(q, minus, out=block.out)
+            log_softmax_backward(upstream, log_p, 1, log_p.dtype, out=block.out)
+        return losses.neg_()
+
     def _by_softmax(self, block: Block, exactly: bool = False) -> Tensor | None:
-        """From p and the logits less their maximum m; None where a loss is not finite."""
+        """Of smoothed class indices, from p and the logits less their maximum m; None as above."""
         z = _logits(block, exactly)
         centred = z - z.amax(1, keepdim=True)  # log p = z - m + log p_m
-        masked = block.mask is not None  # 0 · log 0 is NaN there, and is left out
-        a: Any = 0.0
-        if self.soft:
-            q: Any = self._probabilities(block)
-            losses = in_dtype(class_sums(centred.mul_(q), masked), self.sums)
-        else:
-            a, index = self._of_label(block), block.targets.unsqueeze(1)
-            q = self._spread(block)
-            losses = in_dtype(centred.gather(1, index), self.sums).mul_(a).squeeze(1)
-            losses += class_sums(centred.mul_(q), masked)
+        masked = block.mask is not None
+        a, q, index = self._of_label(block), self._spread(block), block.targets.unsqueeze(1)
+        losses = in_dtype(centred.gather(1, index), self.sums).mul_(a).squeeze(1)
+        losses += class_sums(centred.mul_(q), masked)
         p = torch.softmax(z, 1, out=block.out)
         mass = a + _mass(q, p)
         whole = self._whole(p)
@@ -152,8 +164,7 @@ class Softmax:
             scale = _by_class(block.scale)
             _multiply(p, mass * scale / whole)
             _subtract(p, scale, q)
-            if not self.soft:
-                _add_at(p, index, scale * -a)
+            _add_at(p, index, scale * -a)
             if not ordinary:
                 _clear(p, block)
         return losses.neg_()

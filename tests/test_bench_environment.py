@@ -13,6 +13,7 @@ def test_the_environment_is_plain_json_and_names_the_machine():
     assert json.loads(json.dumps(found)) == found
     assert found["device"]["name"]
     assert found["device"]["cores"] >= 1
+    assert found["device"]["vectors"] == torch.backends.cpu.get_cpu_capability()
     public = found["packages"]["torch"].partition("+")[0]
     assert public == torch.__version__.partition("+")[0]
     assert found["threads"]["torch"] >= 1

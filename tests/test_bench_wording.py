@@ -46,6 +46,8 @@ def test_the_machine_and_its_versions():
     unknown = made["environment"]["device"] | {"driver": None, "host": CPU}
     made["environment"]["device"] = unknown
     assert "driver unknown" in machine(made)
+    made["environment"]["device"]["host"] = CPU | {"vectors": "AVX2"}
+    assert machine(made).endswith("on Example CPU, 2 cores, AVX2")
 
 
 def test_a_crowd_is_counted():
