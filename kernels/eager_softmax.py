@@ -186,7 +186,8 @@ class Softmax:
         if self.soft:
             q: Any = self._probabilities(block)
             a: Any = 0.0
-            losses = -class_sums(_times_log(q, log_p, mask))
+            bare = block.scale is None and mask is None
+            losses = -class_sums(log_p.mul_(q) if bare else _times_log(q, log_p, mask))
         else:
             a, index = self._of_label(block), block.targets.unsqueeze(1)
             q = self._spread(block) if self.smoothing else 0.0
