@@ -126,12 +126,12 @@ class Softmax:
         return log_p_t.neg_()
 
     def _by_log_softmax(self, block: Block, exactly: bool = False) -> Tensor | None:
-        """Of probabilities, as autograd has it; None where a loss is not finite."""
-        masked = block.mask is not None  # 0 · log 0 is NaN there, and is left out
+        """Of probabilities, as autograd has it; None where a row has what it gets wrong."""
+        masked = block.mask is not None
         q, log_p = self._probabilities(block), torch.log_softmax(_logits(block, exactly), 1)
         losses = in_dtype(class_sums(torch.mul(q, log_p, out=block.out), masked), self.sums)
-        if masked:  # a row that is NaN was left out as a whole
-            losses += log_p.amax(1).mul_(0.0)
+        if masked:  # to leave out 0 · log 0, every NaN was left out: one of q or log p shows here
+            losses += (class_sums(q) + log_p.amax(1) + losses).mul_(0.0)
         if not _ordinary(losses, -torch.inf, block):
             again = masked and not exactly
             return self._by_log_softmax(block, exactly=True) if again else None

@@ -78,7 +78,7 @@ def plain(
         and type(smoothing) is float
         and 0.0 <= smoothing <= 1.0  # where PyTorch takes a NaN and what is below 0 for 0
         and type(reduction) is str
-        and (class_weight is None or _is_constant(class_weight))
+        and (class_weight is None or _is_usual(class_weight, smoothing))
     ):
         return None
     apart = reduction == "none" and z.dim() == 2 and r.shape[:1] == z.shape[:1]
@@ -103,8 +103,14 @@ def plain(
     return loss, mse, ce
 
 
-def _is_constant(weight: Any) -> bool:
-    return type(weight) is Tensor and weight.dtype is torch.float32 and not weight.requires_grad
+def _is_usual(weight: Any, smoothing: float) -> bool:
+    return (
+        type(weight) is Tensor
+        and weight.is_cpu
+        and weight.dtype is torch.float32
+        and not weight.requires_grad
+        and not native_heads.smoothing_spoils(smoothing, weight)
+    )
 
 
 def _pair(alpha: Any, pair: Any) -> tuple[Any, Any] | None:
@@ -123,11 +129,13 @@ def _pair(alpha: Any, pair: Any) -> tuple[Any, Any] | None:
 
 
 def takes(spec: LossSpec, tensors: LossTensors) -> bool:
-    """Whether these are few elements on a CPU that nothing is written over."""
+    """Whether these are few elements on a CPU, not written over, that autograd may keep."""
     r, z = tensors[:2]
     if r is not None and not (r.is_cpu and 0 < r.numel() <= MOST_ERRORS):
         return False
     if z is not None and not (z.is_cpu and z.dim() > 1 and 0 < z.numel() <= MOST_LOGITS):
+        return False
+    if torch.is_grad_enabled() and any(t is not None and t.is_inference() for t in tensors[2:]):
         return False
     return not spec.inplace_gradient
 

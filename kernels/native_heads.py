@@ -4,8 +4,8 @@ None stands for what these operators get wrong, such as an infinity times a weig
 is not finite, a denominator that nothing can be divided by, logits out of reach. `native` takes
 such a call through the reference, which is differentiable too.
 
-What must not count adds 0 before it is squared or exponentiated, so that its gradient is 0 as well:
-a missing target becomes the prediction, the logit of an impossible class -inf.
+What must not count is replaced before it is squared or exponentiated, so that it adds 0 to every
+derivative: a missing target and its prediction by 0, the logit of an impossible class by -inf.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def mean_squared_error(spec: LossSpec, tensors: LossTensors) -> Head | None:
     if spec.ignores_nan:
         missing = y.isnan()
         if torch.count_nonzero(missing).item():
-            y, there = torch.where(missing, r.detach(), y), ~missing
+            there = ~missing
+            r, y = torch.where(missing, 0.0, r), torch.where(missing, 0.0, y)
     weight = tensors.regression_weight
     normalizer = _normalizer(spec.regression_normalizer, tensors.regression_normalizer)
     if there is None and weight is None and normalizer is None and not spec.per_sample:
@@ -112,13 +113,16 @@ def _cross_entropy(spec: LossSpec, tensors: LossTensors) -> Head | None:
         there = t != spec.ignore_index
         if not _within(LARGEST, z):  # NaN · 0 is not 0
             return None
+    of_classes, weight = tensors.class_weight, tensors.classification_weight
+    if of_classes is not None:
+        of_classes = in_dtype(of_classes, dtype)
+        if smoothing_spoils(spec.label_smoothing, of_classes):
+            return None
     if tensors.class_mask is not None:
-        masked = _masked(spec, z, t, tensors.class_mask)
+        masked = _masked(spec, z, t, tensors.class_mask, there)
         if masked is None:
             return None
         z = masked
-    of_classes, weight = tensors.class_weight, tensors.classification_weight
-    of_classes = None if of_classes is None else in_dtype(of_classes, dtype)
     normalizer = _normalizer(spec.classification_normalizer, tensors.classification_normalizer)
     divided = spec.reduction == "mean" and (weight is not None or normalizer is not None)
     whole = weight is None and not spec.per_sample
@@ -144,11 +148,20 @@ def _within(reach: float, logits: Tensor) -> bool:
     return least.item() >= -reach and most.item() <= reach
 
 
-def _masked(spec: LossSpec, z: Tensor, t: Tensor, mask: Tensor) -> Tensor | None:
-    """Logits that give no probability to an impossible class."""
+def smoothing_spoils(smoothing: float, class_weight: Tensor) -> bool:
+    """Whether smoothing multiplies the 0 of a position without a label by no finite weight."""
+    return smoothing > 0 and not math.isfinite(class_weight.sum().item())
+
+
+def _masked(
+    spec: LossSpec, z: Tensor, t: Tensor, mask: Tensor, there: Tensor | None
+) -> Tensor | None:
+    """Logits that give no probability to an impossible class of a labelled position."""
     if spec.label_smoothing:  # spreads over the possible ones
         return None
     if not t.is_floating_point():
+        if there is not None:  # nothing may be possible there, and log p be NaN
+            mask = mask | ~there.unsqueeze(1)
         return torch.where(mask, z, -torch.inf)
     if not (_within(CLEAR, z) and torch.equal(torch.where(mask, t, 0.0), t)):
         return None

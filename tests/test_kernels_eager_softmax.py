@@ -106,6 +106,40 @@ def test_what_an_impossible_class_holds_does_not_matter(poison, soft):
         assert one.isfinite().all()
 
 
+@pytest.mark.parametrize("possible", [True, False])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), -0.5])
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_a_target_that_is_no_probability(reduction, value, possible):
+    """It is in the loss as the reference has it, and in no gradient of an impossible class."""
+    z, t, options = inputs("mask and probabilities", 8, 6)
+    mask = options["class_mask"]
+    row, column = (mask == possible).nonzero()[0]
+    t[row, column] = value
+    loss, gradient = results(z, t, reduction=reduction, **options)
+    with fused_loss.backend("reference"):
+        zero = torch.zeros(8, 1)
+        right = combined_loss(zero, z, zero, t, 0.0, reduction=reduction, **options)
+    torch.testing.assert_close(loss, right, equal_nan=True)
+    assert not gradient[~mask].any()
+    others = torch.arange(8) != row
+    assert gradient[others].isfinite().all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_class_weight_of_probabilities_that_is_no_number(value):
+    z, t, options = inputs("mask and probabilities", 8, 6)
+    weight = torch.ones(6)
+    weight[2] = value
+    loss, gradient = results(z, t, reduction="none", class_weight=weight, **options)
+    with fused_loss.backend("reference"):
+        zero = torch.zeros(8, 1)
+        right = combined_loss(
+            zero, z, zero, t, 0.0, reduction="none", class_weight=weight, **options
+        )
+    torch.testing.assert_close(loss, right, equal_nan=True)
+    assert not gradient[~options["class_mask"]].any()
+
+
 def error(loss_of, z, t):
     """Of the mean loss and of its gradient, relative to the largest value of each."""
     found = []

@@ -122,12 +122,12 @@ TAKEN = {
         },
     ),
     "class weights of 0": ((R, Z, Y, T), {"class_weight": weights(1.0, 0.0, 2.0)}),
-}
-LEFT = {
     "a missing target of an infinite prediction": (
         (changed(R, (0, INF)), Z, changed(Y, (0, NAN)), T),
         {"nan_targets": "ignore"},
     ),
+}
+LEFT = {
     "an infinite weight of a missing target": (
         (R, Z, changed(Y, (0, NAN)), T),
         {"nan_targets": "ignore", "regression_weight": changed(torch.ones(4, 1), (0, INF))},
@@ -168,6 +168,10 @@ LEFT = {
     "smoothing under a mask": (
         (R, Z, Y, T.where(T != 2, 0) * POSSIBLE[:, 1]),
         {"class_mask": POSSIBLE, "label_smoothing": 0.1},
+    ),
+    "an infinite class weight, smoothing and no label": (
+        (R, Z, Y, torch.full_like(T, -100)),
+        {"class_weight": weights(1.0, INF, 1.0), "label_smoothing": 0.1, "reduction": "sum"},
     ),
     "class weights that are 0 for all": (
         (R, Z, Y, T * 0),
@@ -214,11 +218,41 @@ def test_other_dtypes(name):
 def test_gradients_may_be_differentiated(name):
     """Whatever the values are: what went to the closed form for some could not be, for these."""
     (r, z, y, t), options = (TAKEN | LEFT)[name]
-    r, z = r.clone().requires_grad_(), z.clone().requires_grad_()
-    loss = combined_loss(r, z, y, t, **options).sum()
-    first = torch.autograd.grad(loss, (r, z), create_graph=True)
-    second = torch.autograd.grad(sum(x.square().sum() for x in first), (r, z), allow_unused=True)
-    assert second[0] is not None
+
+    def second():
+        leaves = r.clone().requires_grad_(), z.clone().requires_grad_()
+        loss = combined_loss(*leaves, y, t, **options).sum()
+        first = torch.autograd.grad(loss, leaves, create_graph=True)
+        return torch.autograd.grad(sum((g * g.detach().sign()).sum() for g in first), leaves)
+
+    found = second()
+    with backend("reference"):
+        right = second()
+    for one, other in zip(found, right, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_no_operator_s_gradient_is_nan(name):
+    (r, z, y, t), options = TAKEN[name]
+    with torch.autograd.set_detect_anomaly(True):
+        losses_and_gradients((r, z, y, t), options)
+
+
+def test_options_that_inference_mode_made():
+    """Autograd cannot keep them; the closed form keeps the gradient alone."""
+    r, z = R.clone().requires_grad_(), Z.clone().requires_grad_()
+    right = combined_loss(r, z, Y, T * 0, class_mask=POSSIBLE)
+    with torch.inference_mode():
+        mask, y, t = POSSIBLE.clone(), Y.clone(), T * 0
+    loss = combined_loss(r, z, y, t, class_mask=mask)
+    torch.testing.assert_close(loss, right)
+    for one, other in zip(
+        torch.autograd.grad(loss, (r, z)), torch.autograd.grad(right, (r, z)), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+    with torch.no_grad():
+        assert combined_loss(r, z, y, t, class_mask=mask).item() == right.item()
 
 
 @pytest.mark.parametrize(
