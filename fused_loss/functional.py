@@ -277,7 +277,10 @@ def task_losses(
         _, components = kernels.compiled(spec, tensors)
         # No views: a graph that returns one beside its detached self is not put together right.
         mse, ce = (component.clone() for component in components[:2].unbind())
-        losses = mse, ce
+        losses = (
+            mse if regression_output.requires_grad else mse.detach(),
+            ce if classification_output.requires_grad else ce.detach(),
+        )
     else:
         losses = head_losses(backend, spec, tensors)
     if not return_components:

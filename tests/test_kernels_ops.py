@@ -152,6 +152,21 @@ def test_compiled_task_losses_and_their_components(backend, device):
             assert (one - other).abs() <= 4 * torch.finfo(one.dtype).eps * other.abs()
 
 
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_compiled_loss_of_a_frozen_head_wants_no_gradient(frozen, backend, device):
+    leaves, _ = inputs(device)
+    leaves[frozen] = leaves[frozen].detach()
+    with fused_loss.backend(backend):
+        losses = in_a_graph(task_losses)(*leaves[:4])
+        expected = task_losses(*leaves[:4])
+    assert [loss.requires_grad for loss in losses] == [frozen == 1, frozen == 0]
+    trained = 1 - frozen
+    one, other = (
+        torch.autograd.grad(pair[trained], leaves[trained])[0] for pair in (losses, expected)
+    )
+    assert (one - other).abs().max() <= 4 * torch.finfo(one.dtype).eps * other.abs().max()
+
+
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_compiled_task_losses_share_a_launch(reduction, launched, backend, device):
     """And take one a head on their way back; with weights that are a graph's own as well."""
