@@ -112,8 +112,6 @@ class Classification:
             and self.view.logits.is_cpu
             and not self.soft
             and self.view.mask is None
-            and self.view.weight is None
-            and self.class_weight is None
             and self.spec.label_smoothing == 0
         )
 
@@ -126,7 +124,10 @@ class Classification:
                 scratch = logits.new_empty(logits.shape, dtype=self.dtype)
             out = scratch[: len(logits)]
             t = in_dtype(self.view.targets[tile.samples], torch.int64)
-            yield tile, bare_losses(logits, t, out, self.spec.ignore_index)
+            losses = bare_losses(logits, t, self.class_weight, out, self.spec.ignore_index)
+            if self.view.weight is not None:
+                losses = _counted(losses, self._positions(tile, self.view.tile(tile)))
+            yield tile, losses
 
     def _tiles(self, cover: list[Tile], direct: bool, share: Any) -> Iterator[tuple[Tile, Tensor]]:
         """Unreduced losses (n, d1, ...), tile by tile, and the gradient of each finished.

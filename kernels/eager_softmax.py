@@ -40,7 +40,9 @@ log_softmax_backward: Any = torch.ops.aten._log_softmax_backward_data.out
 EACH = 0  # no reduction, as PyTorch's operators number it
 
 
-def bare_losses(logits: Tensor, targets: Tensor, out: Tensor, ignore_index: int) -> Tensor:
+def bare_losses(
+    logits: Tensor, targets: Tensor, class_weight: Tensor | None, out: Tensor, ignore_index: int
+) -> Tensor:
     """Losses (n,) of rows (n, C) and class indices where no gradient is wanted; `out` is a buffer.
 
     Raises:
@@ -49,7 +51,7 @@ def bare_losses(logits: Tensor, targets: Tensor, out: Tensor, ignore_index: int)
     if logits.dtype != out.dtype:
         logits = out.copy_(logits)
     log_p = torch.log_softmax(logits, 1, out=out)
-    losses: Tensor = nll_loss(log_p, targets, None, EACH, ignore_index)
+    losses: Tensor = nll_loss(log_p, targets, class_weight, EACH, ignore_index)
     return losses
 
 
