@@ -27,7 +27,7 @@ from fused_loss.spec import (
 )
 
 REDUCTIONS = {"mean": 1, "sum": 2}  # as PyTorch's operators number them
-EACH, SUM = 0, 2
+EACH = 0
 SMALLEST = torch.finfo(torch.float32).tiny
 # What an impossible class has beside probabilities, and what logits keep clear of then:
 # exp(FAR - z) = 0 and 0 · FAR = 0, where 0 · -inf is not.
@@ -39,30 +39,54 @@ cross_entropy_loss: Any = torch._C._nn.cross_entropy_loss
 
 
 class Head(NamedTuple):
-    """A head's loss: `total / denominator`."""
+    """A head's loss: `total / denominator`, in float64 until the last where an option is summed."""
 
     total: Tensor  # (), or (N,) or a position
-    denominator: float = 1.0
+    denominator: float
+    dtype: torch.dtype  # of the loss
 
     @property
     def loss(self) -> Tensor:
         """The quotient."""
-        if self.denominator == 1:
-            return self.total
-        # A quotient by a Python number costs more than by a tensor, and the making of one.
-        by = torch.scalar_tensor(self.denominator, dtype=self.total.dtype, device="cpu")
-        return self.total / by
+        total = self.total
+        if self.denominator != 1:
+            # By a Python number it costs more than by a tensor, and the making of one.
+            by = torch.scalar_tensor(self.denominator, dtype=total.dtype, device="cpu")
+            total = total / by
+        return in_dtype(total, self.dtype)
 
     def times(self, weight: float) -> tuple[Tensor, float]:
         """A tensor and a number whose product is the weighted loss: often without the quotient."""
         factor = weight / self.denominator
-        if self.denominator != 1 and SMALLEST <= abs(factor) <= LARGEST:
+        if self.total.dtype == torch.float64 and SMALLEST <= abs(factor) <= LARGEST:
             return self.total, factor
-        return self.loss, number_in(weight, self.total.dtype)
+        return self.loss, number_in(weight, self.dtype)
 
 
-def mean_squared_error(spec: LossSpec, tensors: LossTensors) -> Head | None:
-    """The regression head's; None for what the reference is to compute."""
+def spells_out(spec: LossSpec, tensors: LossTensors) -> bool:
+    """Whether a reduction of PyTorch's own will not do: then both heads are summed in float64.
+
+    In float32 the two sums' errors need not cancel where those of a composition by hand happen to.
+    """
+    options = (
+        tensors.class_mask,
+        tensors.regression_weight,
+        tensors.classification_weight,
+        spec.regression_normalizer,
+        spec.classification_normalizer,
+        *tensors[-2:],
+    )
+    return spec.ignores_nan or any(option is not None for option in options)
+
+
+def mean_squared_error(spec: LossSpec, tensors: LossTensors, spelt_out: bool) -> Head | None:
+    """The regression head's; None for what the reference is to compute.
+
+    Args:
+        spec: The scalars.
+        tensors: Checked and spread tensors.
+        spelt_out: What `spells_out` says of the call.
+    """
     r, y = tensors.regression_output, tensors.regression_targets
     assert r is not None
     assert y is not None
@@ -75,27 +99,25 @@ def mean_squared_error(spec: LossSpec, tensors: LossTensors) -> Head | None:
             r, y = torch.where(missing, 0.0, r), torch.where(missing, 0.0, y)
     weight = tensors.regression_weight
     normalizer = _normalizer(spec.regression_normalizer, tensors.regression_normalizer)
-    if there is None and weight is None and normalizer is None and not spec.per_sample:
-        return Head(mse_loss(r, y, REDUCTIONS[spec.reduction]))
-    if weight is None and not spec.per_sample:
-        total = mse_loss(r, y, SUM)
-    else:
-        errors = mse_loss(r, y, EACH)
-        errors = errors if weight is None else errors * in_dtype(weight, dtype)
-        total = _per_sample(errors, there) if spec.per_sample else errors.sum()
-    if spec.reduction != "mean":
-        return _legal(total, 1.0)
-    return _legal(total, _share(weight, there) if normalizer is None else normalizer)
+    if not (spelt_out or spec.per_sample):
+        return Head(mse_loss(r, y, REDUCTIONS[spec.reduction]), 1.0, dtype)
+    errors = mse_loss(r, y, EACH)
+    if weight is not None:
+        errors = errors * in_dtype(weight, dtype)
+    if spec.per_sample:
+        return _legal(_per_sample(errors, there), 1.0, dtype)
+    by = _denominator(spec, normalizer, weight, there, r.numel())
+    return _legal(errors.sum(dtype=torch.float64), by, dtype)
 
 
-def cross_entropy(spec: LossSpec, tensors: LossTensors) -> Head | None:
+def cross_entropy(spec: LossSpec, tensors: LossTensors, spelt_out: bool) -> Head | None:
     """The classification head's; None as above.
 
     Raises:
         IndexError: A class index lies outside [0, C).
     """
     try:
-        return _cross_entropy(spec, tensors)
+        return _cross_entropy(spec, tensors, spelt_out)
     except (IndexError, RuntimeError) as error:
         named = illegal_index(spec, tensors)
         if named is None:
@@ -103,7 +125,7 @@ def cross_entropy(spec: LossSpec, tensors: LossTensors) -> Head | None:
         raise named from error
 
 
-def _cross_entropy(spec: LossSpec, tensors: LossTensors) -> Head | None:
+def _cross_entropy(spec: LossSpec, tensors: LossTensors, spelt_out: bool) -> Head | None:
     z, t = tensors.classification_output, tensors.classification_targets
     assert z is not None
     assert t is not None
@@ -124,23 +146,20 @@ def _cross_entropy(spec: LossSpec, tensors: LossTensors) -> Head | None:
             return None
         z = masked
     normalizer = _normalizer(spec.classification_normalizer, tensors.classification_normalizer)
-    divided = spec.reduction == "mean" and (weight is not None or normalizer is not None)
-    whole = weight is None and not spec.per_sample
-    how = EACH if not whole else SUM if divided else REDUCTIONS[spec.reduction]
-    total = cross_entropy_loss(z, t, of_classes, how, spec.ignore_index, spec.label_smoothing)
+    how = EACH if spelt_out or spec.per_sample else REDUCTIONS[spec.reduction]
+    losses = cross_entropy_loss(z, t, of_classes, how, spec.ignore_index, spec.label_smoothing)
     if weight is not None:
-        total = total * in_dtype(weight, dtype)
-    if not (whole or spec.per_position):
-        total = _per_sample(total, there) if spec.per_sample else total.sum()
-    if not divided:
-        return _legal(total, 1.0)
-    if normalizer is not None:
-        return _legal(total, normalizer)
-    if of_classes is not None and hard:
-        assert weight is not None
+        losses = losses * in_dtype(weight, dtype)
+    if spec.per_sample:
+        each = losses if spec.per_position else _per_sample(losses, there)
+        return _legal(each, 1.0, dtype)
+    if not spelt_out:
+        return _legal(losses, 1.0, dtype)
+    if of_classes is not None and hard and normalizer is None and spec.reduction == "mean":
         labels = t if there is None else torch.where(there, t, 0)
-        weight = weight * of_classes[labels]
-    return _legal(total, _share(weight, there))
+        weight = of_classes[labels] if weight is None else weight * of_classes[labels]
+    by = _denominator(spec, normalizer, weight, there, losses.numel())
+    return _legal(losses.sum(dtype=torch.float64), by, dtype)
 
 
 def _within(reach: float, logits: Tensor) -> bool:
@@ -172,11 +191,20 @@ def _normalizer(number: float | None, tensor: Tensor | None) -> float | None:
     return number if tensor is None else tensor.item()
 
 
-def _share(weight: Tensor | None, there: Tensor | None) -> float:
-    """The denominator of "mean": the sum of the weights, or the count of what is there."""
+def _denominator(
+    spec: LossSpec,
+    normalizer: float | None,
+    weight: Tensor | None,
+    there: Tensor | None,
+    elements: int,
+) -> float:
+    """Of "mean": the normalizer, the sum of the weights, or the count of what is there."""
+    if spec.reduction != "mean":
+        return 1.0
+    if normalizer is not None:
+        return normalizer
     if weight is None:
-        assert there is not None
-        return torch.count_nonzero(there).item()
+        return elements if there is None else torch.count_nonzero(there).item()
     share = weight if there is None else torch.where(there, weight, 0.0)
     return share.sum(dtype=torch.float64).item()
 
@@ -191,8 +219,8 @@ def _per_sample(losses: Tensor, there: Tensor | None) -> Tensor:
     return losses.sum(1) / there.flatten(1).sum(1).clamp(min=1)
 
 
-def _legal(total: Tensor, denominator: float) -> Head | None:
+def _legal(total: Tensor, denominator: float, dtype: torch.dtype) -> Head | None:
     """The head; None where it is not finite, or the denominator no divisor."""
-    seen = total if total.dim() == 0 else total.detach().sum()
-    legal = math.isfinite(seen.item()) and SMALLEST <= abs(denominator) <= LARGEST
-    return Head(total, denominator) if legal else None
+    seen = (total if total.dim() == 0 else total.detach().sum()).item()
+    legal = abs(seen) <= LARGEST and SMALLEST <= abs(denominator) <= LARGEST
+    return Head(total, denominator, dtype) if legal else None
