@@ -159,7 +159,7 @@ ALLOWED = {
     ("kernels/eager_softmax.py", "item"): 1,
     ("kernels/eager_softmax.py", "bool"): 1,
     ("kernels/native.py", "item"): 3,
-    ("kernels/native_heads.py", "item"): 8,
+    ("kernels/native_heads.py", "item"): 9,
     ("kernels/native_heads.py", "equal"): 1,
     # `index_error`: called for CPU tensors, and under FUSED_LOSS_DEBUG=1. And a scalar of NumPy's.
     ("fused_loss/spec.py", "int"): 2,
