@@ -140,6 +140,7 @@ class Softmax:
         if block.scale is not None:
             minus = operand(-1.0 * _by_class(block.scale), log_p.dtype)
             upstream = torch.mul(q, minus, out=block.out)
+            # In its own place: a row, or a column of positions, is summed before it is written.
             log_softmax_backward(upstream, log_p, 1, log_p.dtype, out=block.out)
         return losses.neg_()
 
