@@ -72,7 +72,7 @@ def check(spec: LossSpec, tensors: LossTensors) -> None:
 
 
 def _usual(spec: LossSpec, tensors: LossTensors) -> bool:
-    """Whether the call is one of the many in which nothing is left to check: in 2 μs instead of 5.
+    """Whether the call is one of the many in which nothing is left to check: it is the faster way.
 
     Plain tensors of float32 in the shapes (N, *) and (N, C), class indices of int64 or
     probabilities of float32, one device, and options in full shape.
