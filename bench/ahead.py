@@ -197,7 +197,7 @@ def _read_cubin(
     if stack:  # by choice, if they vanish where no block but this one has to fit
         all_registers = min(255, REGISTERS // (32 * options["num_warps"]))
         _, spilled = _usage(kernel.run(**options, maxnreg=all_registers))
-    shown = _disassembly(compiled) if listing else ""
+    shown = _disassembly(compiled.asm["cubin"]) if listing else ""
     wide = len(re.findall(r"\bLDG(?:STS)?\.E\S*\.128\b", shown))
     shared = compiled.metadata.shared
     return registers, shared, spilled, stack - spilled, _accesses(compiled), wide, work(shown)
@@ -211,20 +211,22 @@ def _usage(compiled: Any) -> tuple[int, int]:
     """Registers and spilled bytes, a thread."""
     from triton import knobs
 
-    usage = _inspect(compiled, knobs.nvidia.cuobjdump.path, "--dump-resource-usage")
+    cuobjdump = knobs.nvidia.cuobjdump.path
+    usage = _inspect(compiled.asm["cubin"], cuobjdump, "--dump-resource-usage")
     used = {key: int(value) for key, value in re.findall(r"\b([A-Z]+):(\d+)", usage)}
     return used["REG"], used["STACK"] + used["LOCAL"]
 
 
-def _disassembly(compiled: Any) -> str:
+@functools.lru_cache(maxsize=16)  # it takes most of a second, and calls share their small kernels
+def _disassembly(cubin: bytes) -> str:
     from triton import knobs
 
-    return _inspect(compiled, knobs.nvidia.nvdisasm.path, "-c", "-g")
+    return _inspect(cubin, knobs.nvidia.nvdisasm.path, "-c", "-g")
 
 
-def _inspect(compiled: Any, *command: str) -> str:
+def _inspect(cubin: bytes, *command: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
+        file.write(cubin)
         file.flush()
         return subprocess.run(
             [*command, file.name], check=True, capture_output=True, text=True
